@@ -1,0 +1,127 @@
+"""The Qwen2.5 forward pass: one definition for the trainer (stacked layers, scanned) and the sampler (layer by layer).
+
+Pre-norm transformer with RMSNorm, rotary embeddings (the two halves of a head rotate against each other), grouped-query
+attention with biases on q, k and v only, and a SwiGLU MLP. Functions of arrays; `Qwen2` is the thin nnx shell.
+
+Shapes: B batch, T positions, D embed, N query heads, K kv heads, H head size, F mlp, V vocab, L layers.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxgrpo.model.attention import attend, causal_mask
+from jaxgrpo.model.config import ModelConfig
+from jaxgrpo.model.parameters import check_parameters, parameter_table, stacked_layers
+from jaxgrpo.parallel.sharding import constrain
+
+
+def rms_norm(x: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
+    """x / rms(x) * scale over the last axis; the mean square is taken in float32."""
+    x32 = x.astype(jnp.float32)
+    normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
+    return normed.astype(x.dtype) * scale_D.astype(x.dtype)
+
+
+def rope_angles(positions_BT: jax.Array, config: ModelConfig) -> tuple[jax.Array, jax.Array]:
+    """cos and sin [B, T, 1, H/2] of the rotary embedding, float32."""
+    half = config.head_dim // 2
+    frequency = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle_BT1h = positions_BT[..., None, None].astype(jnp.float32) * frequency
+    return jnp.cos(angle_BT1h), jnp.sin(angle_BT1h)
+
+
+def rotate(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Apply the rotary embedding in float32."""
+    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BTNH.dtype)
+
+
+def block(config: ModelConfig, w: dict, x_BTD: jax.Array, rope: tuple, attend_fn: Callable) -> tuple[jax.Array, object]:
+    """One transformer layer. `attend_fn(q_BTNH, k_BTKH, v_BTKH) -> (out_BTNH, carry)` is where trainer, prefill and
+    decoding differ; its carry (a cache, or nothing) is handed back beside the new x_BTD."""
+    h_BTD = rms_norm(x_BTD, w["attn_norm"], config.rms_eps)
+    q_BTNH = rotate(jnp.einsum("BTD,DNH->BTNH", h_BTD, w["q_w"]) + w["q_b"], *rope)
+    k_BTKH = rotate(jnp.einsum("BTD,DKH->BTKH", h_BTD, w["k_w"]) + w["k_b"], *rope)
+    v_BTKH = jnp.einsum("BTD,DKH->BTKH", h_BTD, w["v_w"]) + w["v_b"]
+    out_BTNH, carry = attend_fn(q_BTNH, k_BTKH, v_BTKH)
+    x_BTD = constrain(x_BTD + jnp.einsum("BTNH,NHD->BTD", out_BTNH, w["o_w"]), "batch", None, None)
+    h_BTD = rms_norm(x_BTD, w["mlp_norm"], config.rms_eps)
+    gated_BTF = jax.nn.silu(h_BTD @ w["gate_w"]) * (h_BTD @ w["up_w"])
+    return constrain(x_BTD + gated_BTF @ w["down_w"], "batch", None, None), carry
+
+
+def embed_tokens(params: dict, tokens_BT: jax.Array) -> jax.Array:
+    """[B, T, D] embeddings; a token outside the vocabulary is a caller's error and reads the nearest row."""
+    return constrain(jnp.take(params["embed"], tokens_BT, axis=0, mode="clip"), "batch", None, None)
+
+
+def output_matrix(params: dict) -> jax.Array:
+    """[D, V]: the output projection, the transposed embedding in tied models."""
+    return params["lm_head"] if "lm_head" in params else params["embed"].T
+
+
+def hidden_states(
+    params: dict,
+    config: ModelConfig,
+    tokens_BT: jax.Array,
+    positions_BT: jax.Array,
+    segment_ids_BT: jax.Array,
+    *,
+    dtype=jnp.float32,
+    remat: bool = False,
+    unroll: int = 1,
+) -> jax.Array:
+    """[B, T, D] states after the final norm, computed in `dtype` over stacked parameters.
+
+    `remat` recomputes each layer in the backward pass; `unroll` layers are laid out in one iteration of the scan.
+    """
+    params = {name: value.astype(dtype) for name, value in params.items()}
+    rope = rope_angles(positions_BT, config)
+    mask_B1TT = causal_mask(segment_ids_BT)
+
+    def layer(x_BTD, w):
+        return block(config, w, x_BTD, rope, lambda q, k, v: (attend(q, k, v, mask_B1TT), None))
+
+    x_BTD = embed_tokens(params, tokens_BT)
+    body = jax.checkpoint(layer, prevent_cse=False) if remat else layer
+    x_BTD, _ = jax.lax.scan(body, x_BTD, stacked_layers(params), unroll=unroll)
+    return rms_norm(x_BTD, params["final_norm"], config.rms_eps)
+
+
+class Qwen2(nnx.Module):
+    """A Qwen2.5 model for interactive use: `model(tokens_BT) -> logits_BTV`.
+
+    `weights` holds one nnx.Param per row of `parameter_table`, annotated with its logical axis names; `params` is the same
+    as the plain dict of arrays that every function of the library takes.
+    """
+
+    def __init__(self, config: ModelConfig, params: dict, *, hf_config: dict | None = None):
+        check_parameters(config, params)
+        self.config = config
+        self.hf_config = nnx.static(hf_config)
+        self.weights = nnx.Dict(
+            {
+                spec.name: nnx.Param(params[spec.name], out_sharding=spec.axes, eager_sharding=False)
+                for spec in parameter_table(config)
+            }
+        )
+
+    @property
+    def params(self) -> dict[str, jax.Array]:
+        return {name: self.weights[name][...] for name in self.weights}
+
+    def __call__(self, tokens_BT, positions=None, segment_ids=None) -> jax.Array:
+        """Logits [B, T, V] in float32 of int tokens [B, T]; positions default to 0..T-1, segment_ids to one segment."""
+        tokens_BT = jnp.asarray(tokens_BT)
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+        if segment_ids is None:
+            segment_ids = jnp.ones(tokens_BT.shape, jnp.int32)
+        params = self.params
+        x_BTD = hidden_states(params, self.config, tokens_BT, positions, segment_ids, dtype=params["embed"].dtype)
+        return jnp.einsum(
+            "BTD,DV->BTV", x_BTD, output_matrix(params).astype(x_BTD.dtype), preferred_element_type=jnp.float32
+        )

@@ -1,0 +1,54 @@
+"""The rule table from logical axis names to mesh axes, and the shardings that follow from it.
+
+Trainer mesh: `data` (slices, replicas of the state), `fsdp` (state sharded over it), `tensor`. Rollout mesh: `replica`
+(slots are spread over it), `tensor`. A logical axis is sharded over those of its mesh axes that the mesh has.
+"""
+
+import math
+
+import jax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+RULES: dict[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp", "replica"),
+    "embed": ("fsdp",),
+    "vocab": ("tensor",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+    "layers": (),
+    "head_dim": (),
+    "embed_norm": (),
+}
+
+
+def partition_spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh) -> P:
+    """The PartitionSpec of an array with these logical axes on `mesh` (a Mesh or AbstractMesh).
+
+    A dimension that does not divide by the mesh axes is replicated: K/V heads fewer than `tensor` are held by every chip.
+    """
+    entries = []
+    for name, size in zip(axes, shape, strict=True):
+        mesh_axes = tuple(a for a in RULES[name] if mesh.shape.get(a, 1) > 1) if name is not None else ()
+        if size % math.prod(mesh.shape[a] for a in mesh_axes):
+            mesh_axes = ()
+        entries.append(mesh_axes if len(mesh_axes) > 1 else (mesh_axes[0] if mesh_axes else None))
+    return P(*entries)
+
+
+def named_sharding(mesh, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> NamedSharding:
+    """NamedSharding of an array with these logical axes."""
+    return NamedSharding(mesh, partition_spec(axes, shape, mesh))
+
+
+def replicated(mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Pin an activation's layout inside jit by logical axes; does nothing where no mesh is set (`jax.set_mesh`)."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or all(mesh.shape[a] == 1 for a in mesh.axis_names):
+        return x
+    return jax.lax.with_sharding_constraint(x, partition_spec(axes, x.shape, mesh))
