@@ -1,0 +1,300 @@
+"""The configuration: one tree of frozen dataclasses, filled from a YAML file and `key=value` overrides.
+
+Defaults are the recipe of arXiv 2509.25300 (batch 512 x 8, lr 1e-6, clip 0.2, k3 KL 0.001, 2048 + 4096 tokens). A value of 0
+or "" whose comment says "auto" is worked out at the start and written into the run directory's config.yaml.
+"""
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the key, the value and the remedy."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    train: str = "arithmetic"  # "arithmetic" (built in), a parquet or JSONL file, or a hub id
+    test: str = "arithmetic"  # the held-out problems, likewise
+    tokenizer: str = ""  # auto: the model's own
+    prompts_per_step: int = 512
+    max_prompt_tokens: int = 2048
+    overlong: Literal["error", "drop"] = "error"  # prompts over the limit: stop with a message, or drop and count them
+    order: Literal["curriculum", "shuffle"] = "curriculum"
+    epochs: int = 1
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    samples: int = 8  # responses per prompt: the group
+    temperature: float = 1.0
+    max_new_tokens: int = 4096
+    slots: int = 0  # auto: sequences decoded at once, as many as the cache budget holds
+    cache_gib: float = 0.0  # auto: KV cache budget per device, a share of what is free
+    chunk: int = 0  # auto: tokens decoded per dispatch
+    prefill_tokens: int = 0  # auto: prompt tokens prefilled per dispatch
+    tensor: int = 0  # auto: devices that share one replica of the sampler
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    workers: int = 0  # auto: one per core
+    cpu_seconds: float = 5.0  # processor time one answer may take
+    wall_seconds: float = 60.0  # backstop on the wall clock
+    shuffle: bool = False  # control experiment: rewards are permuted among the samples of a step
+
+
+@dataclass(frozen=True)
+class AlgoConfig:
+    std_normalise: bool = True
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    dual_clip: float = 3.0
+    kl_coef: float = 0.001
+    kl: Literal["k1", "k2", "k3"] = "k3"
+    aggregation: Literal["token-mean", "seq-mean-token-mean"] = "token-mean"
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 1e-6
+    warmup_updates: int = 0  # linear from 0; constant afterwards
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    steps: int = 0  # auto: epochs x problems // prompts_per_step
+    minibatch_prompts: int = 128  # prompts per optimiser update
+    row_tokens: int = 0  # auto: max_prompt_tokens + max_new_tokens; sequences are packed into rows of this length
+    micro_rows: int = 0  # auto: rows per forward/backward over all devices
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of the forward pass; master weights and moments are float32
+    remat: bool = True
+    unroll: int = 1  # layers per iteration of the scan
+    logit_chunk: int = 1024  # tokens whose logits exist at once
+
+
+@dataclass(frozen=True)
+class WarmupConfig:
+    """A supervised start before GRPO: demonstrations from a file, or the built-in task's."""
+
+    steps: int = 0  # at most this many; 0 = none
+    demonstrations: str = ""  # file with `prompt` and `response`; auto: the built-in task
+    batch: int = 64
+    lr: float = 1e-3
+    stop_pass1: float = 0.0  # stop early once held-out Pass@1 reaches this (0: run all steps)
+    check_every: int = 20  # steps between those checks
+    corrupt_steps: int = 0  # then this many steps on labels of which a part is wrong (built-in task only)
+    corruption: float = 0.0  # that part
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    every: int = 1  # steps between evaluations on the held-out problems; 0 = never
+    temperature: float = 0.7
+    samples: int = 1  # responses per held-out problem
+    limit: int = 0  # auto: all problems
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    every: int = 10  # steps between checkpoints; the last step is always saved
+    keep: int = 2
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    data: int = 1
+    fsdp: int = 0  # auto: the devices that data and tensor leave
+    tensor: int = 1
+
+
+@dataclass(frozen=True)
+class Config:
+    model: str = "Qwen/Qwen2.5-0.5B"  # HF directory, hub id, or random:NAME for fresh weights
+    run_dir: str = "runs/run"
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    algo: AlgoConfig = field(default_factory=AlgoConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    warmup: WarmupConfig = field(default_factory=WarmupConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+
+
+# What may differ between a run and its resumption: where and how fast it runs, and how far; never what it computes.
+EXECUTION_KEYS = {
+    "run_dir",
+    "train.steps",
+    "train.micro_rows",
+    "train.unroll",
+    "train.remat",
+    "rollout.slots",
+    "rollout.cache_gib",
+    "rollout.chunk",
+    "rollout.prefill_tokens",
+    "rollout.tensor",
+    "reward.workers",
+    "checkpoint.every",
+    "checkpoint.keep",
+    "mesh.data",
+    "mesh.fsdp",
+    "mesh.tensor",
+}
+
+
+def load_config(path: str | None, overrides: list[str] = ()) -> Config:
+    """Read a YAML file (None: defaults only), apply `key=value` overrides, check everything.
+
+    Raises ConfigError for a missing or malformed file, an unknown key (with the nearest known one), a value of the wrong type
+    or out of range, and sizes that do not divide.
+    """
+    tree = OmegaConf.structured(Config)
+    layers = []
+    if path is not None:
+        try:
+            layers.append((path, yaml.safe_load(Path(path).read_text()) or {}))
+        except FileNotFoundError:
+            raise ConfigError(f"config file {path} does not exist.") from None
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"config file {path} cannot be read as YAML: {error}") from None
+        if not isinstance(layers[0][1], dict):
+            raise ConfigError(f"config file {path} holds a {type(layers[0][1]).__name__}, not `key: value` lines.")
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"override {override!r} is not of the form key=value.")
+        try:
+            layers.append((override, _nested(key.split("."), yaml.safe_load(value) if value else "")))
+        except yaml.YAMLError:
+            raise ConfigError(f"override {override!r}: the value is not valid YAML; quote it.") from None
+    for origin, values in layers:
+        _check_keys(values, origin)
+        try:
+            tree = OmegaConf.merge(tree, values)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{origin}: {_first_line(error)}") from None
+    config = OmegaConf.to_object(tree)
+    check_config(config)
+    return config
+
+
+def _nested(keys: list[str], value: Any) -> dict:
+    return {keys[0]: value if len(keys) == 1 else _nested(keys[1:], value)}
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines()]
+    key = next((line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: ")), "")
+    return f"{key}: {lines[0]}" if key else lines[0]
+
+
+def _check_keys(values: dict, origin: str) -> None:
+    known = flatten(Config())
+    for key in _leaf_keys(values):
+        if key in known:
+            continue
+        if any(name.startswith(f"{key}.") for name in known):
+            raise ConfigError(f"{origin}: {key} is a section; set one of its keys, such as {key}.{_children(known, key)[0]}.")
+        nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        leaf = [name for name in known if name.split(".")[-1] == key.split(".")[-1]]
+        hint = f"did you mean {(nearest or leaf)[0]}?" if nearest or leaf else "see `jaxgrpo train --help` for the keys."
+        raise ConfigError(f"{origin}: unknown key {key!r}; {hint}")
+
+
+def _children(known: dict, section: str) -> list[str]:
+    return [name.removeprefix(f"{section}.") for name in known if name.startswith(f"{section}.")]
+
+
+def _leaf_keys(values: dict, prefix: str = "") -> list[str]:
+    keys = []
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        keys += _leaf_keys(value, f"{name}.") if isinstance(value, dict) else [name]
+    return keys
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """`{"optim.lr": 1e-6, ...}`: every leaf of the tree by its dotted name."""
+    flat = {}
+    for section, value in dataclasses.asdict(config).items():
+        flat |= {f"{section}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {section: value}
+    return flat
+
+
+def replace(config: Config, changes: dict[str, Any]) -> Config:
+    """A copy with the dotted keys of `changes` set."""
+    for key, value in changes.items():
+        section, _, leaf = key.partition(".")
+        value = dataclasses.replace(getattr(config, section), **{leaf: value}) if leaf else value
+        config = dataclasses.replace(config, **{section: value})
+    return config
+
+
+def to_yaml(config: Config) -> str:
+    """YAML text that `load_config` reads back to the same Config."""
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
+
+
+_AT_LEAST = {
+    0: "data.epochs rollout.slots rollout.cache_gib rollout.chunk rollout.prefill_tokens rollout.tensor reward.workers algo.kl_coef "
+    "algo.clip_low algo.clip_high optim.lr optim.warmup_updates optim.weight_decay train.steps train.row_tokens "
+    "train.micro_rows warmup.steps warmup.corrupt_steps warmup.corruption eval.every eval.limit eval.temperature mesh.fsdp seed",
+    1: "data.prompts_per_step data.max_prompt_tokens rollout.samples rollout.max_new_tokens train.minibatch_prompts train.unroll "
+    "train.logit_chunk warmup.batch warmup.check_every eval.samples checkpoint.every checkpoint.keep mesh.data mesh.tensor "
+    "algo.dual_clip",
+}
+
+
+def check_config(config: Config) -> None:
+    """Raise ConfigError for values out of range and sizes that do not divide."""
+    flat = flatten(config)
+    for least, keys in _AT_LEAST.items():
+        for key in keys.split():
+            if not flat[key] >= least:
+                raise ConfigError(f"{key}={flat[key]} is below {least}.")
+    for key in ("rollout.temperature", "optim.clip_norm", "reward.cpu_seconds", "reward.wall_seconds", "optim.eps"):
+        if not flat[key] > 0:
+            raise ConfigError(f"{key}={flat[key]} must be greater than 0.")
+    for key in ("warmup.corruption", "warmup.stop_pass1", "optim.beta1", "optim.beta2"):
+        if not 0 <= flat[key] <= 1:
+            raise ConfigError(f"{key}={flat[key]} must lie between 0 and 1.")
+    prompts, minibatch = config.data.prompts_per_step, config.train.minibatch_prompts
+    if prompts % minibatch:
+        divisors = [d for d in range(1, prompts + 1) if prompts % d == 0]
+        near = min(divisors, key=lambda d: abs(d - minibatch))
+        raise ConfigError(
+            f"data.prompts_per_step={prompts} does not divide into minibatches of train.minibatch_prompts={minibatch}: "
+            f"set train.minibatch_prompts={near}."
+        )
+    limit = config.data.max_prompt_tokens + config.rollout.max_new_tokens
+    if config.train.row_tokens and config.train.row_tokens < limit:
+        raise ConfigError(
+            f"train.row_tokens={config.train.row_tokens} is shorter than the longest sequence, data.max_prompt_tokens + "
+            f"rollout.max_new_tokens = {limit}: set it to at least {limit}, or to 0 for exactly that."
+        )
+    if config.warmup.corrupt_steps and not config.warmup.steps:
+        raise ConfigError("warmup.corrupt_steps is set but warmup.steps is 0: there is no warm-up to follow.")
+
+
+def differences(mine: Config, stored: Config) -> list[str]:
+    """The keys, execution keys aside, in which two configs differ: `["optim.lr: 1e-06 here, 1e-05 in the run directory"]`."""
+    a, b = flatten(mine), flatten(stored)
+    return [f"{k}: {a[k]} here, {b[k]} in the run directory" for k in a if k not in EXECUTION_KEYS and a[k] != b[k]]
