@@ -1,1 +1,1 @@
-"""."""
+"""Evaluation: benchmark problems answered by a model, graded, and counted."""

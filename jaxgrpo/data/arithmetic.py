@@ -1,24 +1,29 @@
 """The built-in task: chains of digits, `7*8-9-0`, evaluated from left to right modulo 10.
 
-A problem has 2 to 5 operands. The right response to `7*8-9-0` is its running values, `677` (56 -> 6, 6-9 -> 7, 7-0 -> 7);
-only the last one is graded. Each step is one look-up in a table of 300 entries (running value, operator, digit) -> value,
-so more operands are harder, and a model with a weak table has something to sharpen.
+A problem has 2 to 5 operands. The right response to `7*8-9-0` is its running values, `677` (56 -> 6, 6-9 -> 7,
+7-0 -> 7); only the last one is graded. Each step is one look-up in a table of 300 entries, (running value, operator,
+digit) -> value, so more operands are harder, and a model with a weak table has something to sharpen.
 
-Tokens are whole steps: the prompt is always the 6 tokens `7 *8 -9 -0 . =`, operands first, filler after them, so operand j sits
-at position j and its running value at a constant distance from it. Nothing here needs a download.
+Tokens are whole steps: the prompt is always the 6 tokens `7 *8 -9 -0 . =`, operands first, then filler, so operand
+j sits at position j and its running value at a constant distance from it. Nothing here needs a download.
 
-512 problems are held out: the 128 with the smallest hash for each number of operands. The generators compare that hash with
-the same limit and draw again, so they cannot produce a held-out problem.
+512 problems are held out: the 128 with the smallest hash for each number of operands. The generators compare that hash
+with the same limit and draw again, so they cannot produce a held-out problem.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from jaxgrpo.data.hashing import hash_words
 from jaxgrpo.data.problem import Problem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 DATA_SOURCE = "arithmetic"
 OPERATORS = "+-*"
@@ -43,12 +48,17 @@ _CHAT_TEMPLATE = (
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """The task's tokenizer: 44 tokens (pad, eos, ten digits, thirty steps such as `*8`, `=`, filler `.`) and a chat template.
+    """The task's tokenizer and chat template: 44 tokens (pad, eos, digits, thirty steps such as `*8`, `=`, filler `.`).
 
     Decoding with skip_special_tokens gives the digits without spaces. Characters outside the task are dropped.
-    transformers rebuilds the tokenizer of any directory whose config.json says qwen2 as byte-level BPE with Qwen2's splitting
-    rule, so this one is written in those terms too: the steps are added tokens (matched before any splitting), no merges.
+    transformers rebuilds the tokenizer of any directory whose config.json says qwen2 as byte-level BPE with Qwen2's
+    splitting rule, so this one is written in those terms too: no merges, and the steps are added tokens, which are
+    matched before any splitting.
     """
+    # Imported here: transformers takes seconds, and drawing problems does not need it.
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
     vocabulary = [PAD, EOS, *map(str, range(10)), *_STEPS, "=", "."]
     core = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(vocabulary)}, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -70,22 +80,20 @@ def solve(problem_text: str) -> str:
     text = problem_text.rstrip(".")
     value, values = int(text[0]), []
     for operator, digit in zip(text[1::2], text[2::2], strict=True):
-        value = int(_TABLE[value, OPERATORS.index(operator) * 10 + int(digit)])
+        value = _TABLE_ROWS[value][_STEP_NUMBER[operator + digit]]
         values.append(str(value))
     return "".join(values)
 
 
 def heldout_problems() -> list[Problem]:
-    """The 512 held-out problems in a fixed order, 2, 3, 4, 5, 2, 3, ... operands, so that any prefix is balanced too."""
+    """The 512 held-out problems in a fixed order: 2, 3, 4, 5, 2, 3, ... operands, so any prefix is balanced too."""
     chosen = []
     for length, size, limit in zip(_LENGTHS, _SIZES, _heldout_limits(), strict=True):
         codes = np.concatenate([chunk[_heldout_hash(length, chunk) <= limit] for chunk in _chunks(size)])
         chosen.append(codes[np.argsort(_heldout_hash(length, codes))])
     codes = np.stack(chosen, axis=1).reshape(-1)
     lengths = np.tile(_LENGTHS, HELDOUT_PER_LENGTH)
-    return [
-        _problem(index, text, "heldout") for index, text in enumerate(_texts(lengths, _unpack(codes)))
-    ]
+    return [_problem(index, text, "heldout") for index, text in enumerate(_texts(lengths, _unpack(codes)))]
 
 
 def training_problem(seed: int, position: int) -> Problem:
@@ -103,12 +111,13 @@ def training_problems(seed: int, start: int, count: int) -> list[Problem]:
 
 
 def warmup_examples(seed: int, start: int, count: int, corruption: float) -> list[tuple[Problem, str]]:
-    """Supervised pairs (problem, response text) start .. start + count - 1 of a stream of its own, never a held-out problem.
+    """Supervised pairs (problem, response text) start .. start + count - 1 of their own stream; none is held out.
 
-    corruption: the rate, in [0, 1], at which an entry of the (running value, operator, digit) table is replaced, each time it
-    is used, by a digit drawn at random from all ten; the chain then goes on from the digit that was written. An ideal model of
-    this text gives the right value of every entry the probability 1 - 0.9 * corruption and every wrong one 0.1 * corruption:
-    the right value stays the most likely one, but samples at temperature 1 are often wrong, which is what RL can mend.
+    corruption: the rate, in [0, 1], at which an entry of the (running value, operator, digit) table is replaced, each
+    time it is used, by a digit drawn at random from all ten; the chain then goes on from the digit that was written. An
+    ideal model of this text gives the right value of every entry the probability 1 - 0.9 * corruption and every wrong
+    one 0.1 * corruption: the right value stays the most likely one, but samples at temperature 1 are often wrong, which
+    is what RL can mend. The problem's ground truth is always the true one.
     """
     if not 0.0 <= corruption <= 1.0:
         raise ValueError(f"corruption {corruption} is not a rate between 0 and 1")
@@ -133,6 +142,8 @@ def _value_table() -> np.ndarray:
 
 
 _TABLE = _value_table()
+_TABLE_ROWS = _TABLE.tolist()  # look-ups of single entries are faster in lists
+_STEP_NUMBER = {step: number for number, step in enumerate(_STEPS)}
 
 
 def _unpack(codes: np.ndarray) -> np.ndarray:
@@ -169,7 +180,7 @@ def _heldout_hash(lengths: int | np.ndarray, codes: np.ndarray) -> np.ndarray:
     return hash_words(_HELDOUT, np.asarray(lengths), codes)
 
 
-def _chunks(size: int):
+def _chunks(size: int) -> Iterator[np.ndarray]:
     """All problem codes of one length in pieces that stay in the processor's cache."""
     for start in range(0, int(size), 1 << 16):
         yield np.arange(start, min(start + (1 << 16), int(size)))

@@ -1,7 +1,7 @@
 """Counter-based random numbers: a 64-bit hash of integers, so that any draw is a pure function of its coordinates.
 
-The mixing function is SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
-Unlike numpy's generators its values are fixed for good: a data order does not change with the numpy version.
+The mixing function is SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
+OOPSLA 2014). Unlike numpy's generators its values are fixed for good: no data order changes with the numpy version.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ _MASK = (1 << 64) - 1
 
 
 def mix(words: np.ndarray) -> np.ndarray:
-    """SplitMix64's step: uint64 [...] -> uint64 [...], a bijection whose output bits look independent of the input's."""
+    """SplitMix64's step: uint64 [...] -> uint64 [...], a bijection with well-mixed output bits."""
     with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is the point
         words = words + _GOLDEN
         words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -1,4 +1,4 @@
-"""Which problems make up which training step: a pure function of the step number, so that resuming needs no iterator state."""
+"""Which problems make up which training step: a pure function of the step, so resuming needs no iterator state."""
 
 from functools import lru_cache
 
@@ -21,7 +21,7 @@ def _epoch_order(n_problems: int, seed: int, epoch: int) -> np.ndarray:
 class PromptOrder:
     """Maps a step to the positions of its problems; the cursor (prompts consumed since the start) is step * batch.
 
-    order "curriculum": file order in every epoch. order "shuffle": a permutation that is a pure function of (seed, epoch).
+    order "curriculum": file order in every epoch. order "shuffle": a permutation, a pure function of (seed, epoch).
     As in the paper's training, an incomplete last batch of an epoch is dropped: an epoch has n_problems // batch steps.
 
     Raises DataError when a batch holds more problems than there are, or when the order is not one of ORDERS.
@@ -44,7 +44,7 @@ class PromptOrder:
         return self.n_problems // self.batch
 
     def batch_positions(self, step: int) -> np.ndarray:
-        """Positions of the problems of a step (counted from 0): int64 [batch], each in range(n_problems), all different."""
+        """Positions of the problems of a step (counted from 0): int64 [batch], all different, below n_problems."""
         if step < 0:
             raise ValueError(f"step {step} is negative; steps count from 0")
         epoch, batch_index = divmod(step, self.steps_per_epoch)

@@ -1,6 +1,6 @@
 """Attention backends of the forward pass. Scores and softmax are float32; K/V heads are never repeated in memory.
 
-Shapes: B batch, T query positions, S key positions, N query heads, K kv heads, G = N/K queries per kv head, H head size.
+Shapes: B batch, T query positions, S key positions, N query heads, K kv heads, G = N/K queries a kv head, H head size.
 """
 
 import jax
@@ -10,7 +10,7 @@ MASKED = -1e30  # finite, so that a row with nothing to attend to gives numbers 
 
 
 def causal_mask(segment_ids_BT: jax.Array) -> jax.Array:
-    """[B, 1, T, T] bool: position t sees s <= t of the same segment. Segment 0 is padding and sees only itself's segment."""
+    """[B, 1, T, T] bool: position t sees s <= t of the same segment. Segment 0 is padding, which sees only padding."""
     T = segment_ids_BT.shape[1]
     same_BTS = segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
     return (same_BTS & jnp.tril(jnp.ones((T, T), bool)))[:, None]

@@ -47,7 +47,7 @@ def model_config(hf: dict, *, origin: str = "config.json") -> ModelConfig:
     `rope_parameters`. Raises ModelError for another architecture, a missing key, or a feature the forward lacks.
     """
     if hf.get("model_type") != "qwen2":
-        raise ModelError(f"{origin}: model_type is {hf.get('model_type')!r}; only 'qwen2' (the Qwen2.5 family) is supported.")
+        raise ModelError(f"{origin}: model_type is {hf.get('model_type')!r}; only 'qwen2' (Qwen2.5) is supported.")
     missing = [key for key in _KEYS.values() if key not in hf]
     if missing:
         raise ModelError(f"{origin}: missing {', '.join(missing)}; give the config.json that belongs to the weights.")

@@ -21,7 +21,7 @@ class ParameterSpec:
     shape: tuple[int, ...]  # as stored here, with the leading L when stacked
     axes: tuple[str, ...]  # logical axis of every dimension; parallel/sharding.py maps them to mesh axes
     hf_name: str  # with {layer} when stacked
-    inputs: int  # how many leading dimensions (after L) are inputs of a linear layer; HF stores those [out, in]; 0 = as is
+    inputs: int  # leading dimensions (after L) that are inputs of a linear layer; HF stores [out, in]; 0 = as is
     init: str  # "normal" | "ones" | "zeros"
 
     @property
@@ -101,7 +101,8 @@ def check_parameters(config: ModelConfig, params: dict) -> None:
     got = {name: tuple(value.shape) for name, value in params.items()}
     if expected != got:
         wrong = sorted(name for name in expected.keys() | got.keys() if expected.get(name) != got.get(name))
-        raise ValueError(f"parameters do not fit the config: {', '.join(f'{n} {got.get(n)} != {expected.get(n)}' for n in wrong)}")
+        details = ", ".join(f"{name} {got.get(name)} != {expected.get(name)}" for name in wrong)
+        raise ValueError(f"parameters do not fit the config: {details}")
 
 
 def count_parameters(config: ModelConfig) -> dict[str, int]:

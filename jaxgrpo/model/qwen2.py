@@ -55,7 +55,8 @@ def block(config: ModelConfig, w: dict, x_BTD: jax.Array, rope: tuple, attend_fn
 
 def embed_tokens(params: dict, tokens_BT: jax.Array) -> jax.Array:
     """[B, T, D] embeddings; a token outside the vocabulary is a caller's error and reads the nearest row."""
-    return constrain(jnp.take(params["embed"], tokens_BT, axis=0, mode="clip"), "batch", None, None)
+    table_VD = constrain(params["embed"], "vocab", None)  # gathered over fsdp once; rows looked up where they are
+    return constrain(jnp.take(table_VD, tokens_BT, axis=0, mode="clip"), "batch", None, None)
 
 
 def output_matrix(params: dict) -> jax.Array:
@@ -94,8 +95,8 @@ def hidden_states(
 class Qwen2(nnx.Module):
     """A Qwen2.5 model for interactive use: `model(tokens_BT) -> logits_BTV`.
 
-    `weights` holds one nnx.Param per row of `parameter_table`, annotated with its logical axis names; `params` is the same
-    as the plain dict of arrays that every function of the library takes.
+    `weights` holds one nnx.Param per row of `parameter_table`, annotated with its logical axis names; `params` is the
+    same as the plain dict of arrays that every function of the library takes.
     """
 
     def __init__(self, config: ModelConfig, params: dict, *, hf_config: dict | None = None):

@@ -1,0 +1,235 @@
+"""Problems and demonstrations from parquet or JSONL files or the Hugging Face hub, and problems as token ids.
+
+A problem file has the columns `data_source`, `prompt` (chat messages), `reward_model` {ground_truth} and optionally
+`ability` and `extra_info`. Everything is checked here once: what passes needs no further checks downstream.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from jaxgrpo.data.problem import DataError, EncodedPrompt, Problem
+from jaxgrpo.data.repair import Repairs, repair
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_LOG = logging.getLogger(__name__)
+_SUFFIXES = (".parquet", ".jsonl")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:.+)?")
+_PROBLEM_COLUMNS = ("data_source", "prompt", "reward_model")
+
+
+def load_problems(path: str) -> list[Problem]:
+    """The problems of a file in file order, with known faults repaired (repair.py; the counts are logged).
+
+    path: a local .parquet or .jsonl file, or a hub id "org/name" or "org/name:file".
+    Raises DataError for a file that is missing, unreadable, empty or of another kind, and for a row that lacks what a
+    problem needs; the message names the file, the row (counted from 0), the value and the remedy.
+    """
+    repairs, problems = Repairs(), []
+    for index, row in enumerate(_read_rows(path, _PROBLEM_COLUMNS)):
+        where = f"{path}, row {index}"
+        messages = _messages(row["prompt"], where)
+        messages, ground_truth = repair(messages, _ground_truth(row["reward_model"], where), repairs)
+        if not isinstance(row["data_source"], str) or not row["data_source"]:
+            raise DataError(f"{where}: data_source is {row['data_source']!r}; it must name the grader, such as 'math'")
+        extra_info = row.get("extra_info") or {}
+        if not isinstance(extra_info, dict):
+            raise DataError(f"{where}: extra_info is {_short(extra_info)}; make it an object such as {{}}")
+        problems.append(Problem(index, tuple(messages), row["data_source"], ground_truth, extra_info))
+    if repairs:
+        _LOG.info("%s: repaired %s", path, repairs)
+    return problems
+
+
+def load_demonstrations(path: str) -> list[tuple[tuple[dict, ...], str]]:
+    """Pairs (messages, response text) for a supervised warm-up: columns `prompt` (messages or a string) and `response`.
+
+    The same kinds of file and the same errors as `load_problems`; nothing is repaired.
+    """
+    pairs = []
+    for index, row in enumerate(_read_rows(path, ("prompt", "response"))):
+        where = f"{path}, row {index}"
+        if not isinstance(row["response"], str) or not row["response"]:
+            raise DataError(
+                f"{where}: response is {_short(row['response'])}; it must be a text of at least one character"
+            )
+        pairs.append((tuple(_messages(row["prompt"], where)), row["response"]))
+    return pairs
+
+
+def encode_prompts(
+    problems: Sequence[Problem],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_tokens: int,
+    overlong: Literal["error", "drop"],
+) -> tuple[list[EncodedPrompt], int]:
+    """Prompts as token ids (chat template and generation prompt applied), in order, and the number of problems dropped.
+
+    overlong: what becomes of a prompt of more than max_tokens tokens, an error or left out and counted.
+    Raises DataError for an overlong prompt if so asked, if nothing is left, or if the template cannot render a problem.
+    """
+    if overlong not in ("error", "drop"):
+        raise DataError(f"data.overlong is {overlong!r}; choose error or drop")
+    if not problems:
+        raise DataError("there are no problems to encode; give a data file with at least one row")
+    encoded, dropped, longest = [], 0, 0
+    for problem, ids in zip(problems, _apply_template(problems, tokenizer), strict=True):
+        if not ids:
+            raise DataError(
+                f"problem {problem.index} ({problem.data_source}) has no token under this tokenizer; remove it"
+            )
+        longest = max(longest, len(ids))
+        if len(ids) <= max_tokens:
+            encoded.append(EncodedPrompt(problem, np.asarray(ids, np.int32)))
+        elif overlong == "drop":
+            dropped += 1
+        else:
+            raise DataError(
+                f"the prompt of problem {problem.index} ({problem.data_source}) has {len(ids)} tokens, the limit is "
+                f"{max_tokens}; raise data.max_prompt_tokens or set data.overlong=drop"
+            )
+    if not encoded:
+        raise DataError(
+            f"all {dropped} prompts are longer than {max_tokens} tokens and were dropped (the longest has {longest}); "
+            "raise data.max_prompt_tokens"
+        )
+    return encoded, dropped
+
+
+def _apply_template(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    from jinja2 import TemplateError
+
+    conversations = [list(problem.messages) for problem in problems]
+    try:
+        return tokenizer.apply_chat_template(conversations, add_generation_prompt=True, return_dict=True)["input_ids"]
+    except TemplateError as error:
+        for problem in problems:  # the batch does not say which one failed
+            try:
+                tokenizer.apply_chat_template(list(problem.messages), add_generation_prompt=True, tokenize=False)
+            except TemplateError as reason:
+                raise DataError(
+                    f"the tokenizer's chat template refuses problem {problem.index} ({problem.data_source}): {reason}; "
+                    "change its messages or the template"
+                ) from reason
+        raise DataError(f"the tokenizer's chat template fails: {error}") from error
+
+
+def _read_rows(path: str, columns: Sequence[str]) -> list[dict]:
+    """The rows of a file, at least one, each with all the columns."""
+    path = os.fspath(path)
+    suffix = os.path.splitext(path)[1].lower()
+    if os.path.isdir(path):
+        raise DataError(f"{path} is a directory; name one {' or '.join(_SUFFIXES)} file in it")
+    if os.path.exists(path):
+        if suffix not in _SUFFIXES:
+            raise DataError(f"{path}: the suffix {suffix!r} is not supported; give a {' or '.join(_SUFFIXES)} file")
+        rows, names = _read_parquet(path) if suffix == ".parquet" else _read_jsonl(path)
+    elif _HUB_ID.fullmatch(path) and suffix not in _SUFFIXES or re.fullmatch(r"[\w.-]+/[\w.-]+:.+", path):
+        rows, names = _read_hub(path)
+    else:
+        raise DataError(
+            f"there is no file {path}; give a local {' or '.join(_SUFFIXES)} file or a hub id org/name[:file]"
+        )
+    if not rows:
+        raise DataError(f"{path} has no rows; give a file with at least one problem")
+    if names is not None:
+        _require_columns(names, columns, path)
+    else:
+        for index, row in enumerate(rows):
+            _require_columns(row, columns, f"{path}, row {index}")
+    return rows
+
+
+def _require_columns(present: Sequence[str], columns: Sequence[str], where: str) -> None:
+    missing = [name for name in columns if name not in present]
+    if missing:
+        raise DataError(
+            f"{where}: no column {', '.join(missing)}; it has {', '.join(present) or 'none'} "
+            f"and needs {', '.join(columns)}: rename or add what is missing"
+        )
+
+
+def _read_parquet(path: str) -> tuple[list[dict], list[str]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path} is not readable as parquet ({_short(str(error))}); fetch or write it again") from error
+    return table.to_pylist(), table.column_names
+
+
+def _read_jsonl(path: str) -> tuple[list[dict], None]:
+    rows = []
+    try:
+        with open(path, encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.strip():
+                    continue
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise DataError(f"{path}, line {number} is {_short(row)}; write one JSON object per line")
+                rows.append(row)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}, line {number} is not JSON ({error}); write one JSON object per line") from error
+    except (UnicodeDecodeError, OSError) as error:
+        raise DataError(f"{path} is not readable as UTF-8 text ({error}); fetch or write it again") from error
+    return rows, None
+
+
+def _read_hub(path: str) -> tuple[list[dict], list[str]]:
+    name, _, file = path.partition(":")
+    try:
+        import datasets
+
+        data = datasets.load_dataset(name, data_files=file or None, split="train")
+    except Exception as error:  # the hub client has no common base class for its failures
+        raise DataError(
+            f"{path}: there is no such local file, and the hub gave no data set of that name "
+            f"({type(error).__name__}: {_short(str(error))}); check the name and the network, or fetch the file "
+            f"elsewhere and give its local path ({' or '.join(_SUFFIXES)})"
+        ) from error
+    return data.to_list(), data.column_names
+
+
+def _messages(prompt: object, where: str) -> list[dict]:
+    """The chat messages of a row as a list of {role, content}; a plain string is one user message."""
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    if not isinstance(prompt, list) or not prompt:
+        raise DataError(f"{where}: the prompt is {_short(prompt)}; it must be a list of messages {{role, content}}")
+    messages = []
+    for message in prompt:
+        role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
+        if not isinstance(role, str) or not isinstance(content, str):
+            raise DataError(
+                f"{where}: the message {_short(message)} has no role and content that are text; mend the row"
+            )
+        messages.append({"role": role, "content": content})
+    if not any(message["content"].strip() for message in messages):
+        raise DataError(f"{where}: the prompt is empty ({_short(prompt)}); fill it in or remove the row")
+    return messages
+
+
+def _ground_truth(reward_model: object, where: str) -> object:
+    ground_truth = reward_model.get("ground_truth") if isinstance(reward_model, dict) else None
+    if ground_truth is None or ground_truth == "":
+        raise DataError(f"{where}: reward_model is {_short(reward_model)}; it needs a ground_truth to grade against")
+    return ground_truth
+
+
+def _short(value: object) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    text = " ".join(text.split())
+    return repr(value) if value == "" else text if len(text) <= 160 else text[:157] + "..."

@@ -1,0 +1,154 @@
+r"""Equality of two LaTeX expressions by math-verify (sympy), with nothing in it that an answer can make explode.
+
+The expressions are parsed without evaluation; those whose evaluation would be too large, and those that are not
+finished (sums, integrals, limits), are unequal to everything but their own spelling. Decimals become fractions first,
+so that nothing is compared by rounding. Values that differ in the leading digits are unequal without any algebra.
+"""
+
+import logging
+import math
+import random
+import re
+from functools import lru_cache
+
+import sympy
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
+from math_verify import verify
+from sympy.core import random as sympy_random
+
+from jaxgrpo.reward.latex import depth
+from jaxgrpo.reward.number import decimals_as_fractions
+
+MAX_DEPTH = 24
+MAX_BITS = 250_000.0  # of an evaluated integer: 10,000! fits
+MAX_FACTORIAL_BITS = 14.0  # of a factorial's argument
+MAX_CONSTANT_BITS = 256.0
+MAX_NODES = 400
+_POINTS = ((3, 7, 11, 5, 13, 2, 17, 19), (5, 4, 9, 8, 3, 6, 10, 12))
+_LARGE_BINOMIAL = re.compile(r"\\[dt]?binom\{\d{5,}\}")  # the one function that the parser evaluates by itself
+_UNFINISHED = (sympy.Sum, sympy.Product, sympy.Integral, sympy.Limit, sympy.Derivative, sympy.Subs)
+_CASE_MATTERS = ConversionConfig(lowercase_symbols=False)
+
+# both libraries warn once about the absent timeouts: here the worker process is the limit
+logging.getLogger("math_verify").setLevel(logging.ERROR)
+
+
+def equal(gold: str, answer: str) -> bool:
+    """Whether two canonical LaTeX expressions are the same mathematical object. Text that is no mathematics is not."""
+    gold_tree, answer_tree = _parsed(gold), _parsed(answer)
+    if gold_tree is None or answer_tree is None:
+        return False
+    if isinstance(gold_tree, sympy.Expr) and isinstance(answer_tree, sympy.Expr):
+        if _differ(gold_tree, answer_tree):
+            return False
+        gold_tree, answer_tree = gold_tree.doit(), answer_tree.doit()  # both are small: exact integers, not estimates
+        if answer_tree.has(sympy.nan, sympy.zoo) or gold_tree.has(sympy.nan, sympy.zoo):
+            return False
+        if _agree(gold_tree, answer_tree):
+            return True
+    # sympy tests zeros at random points; a seed of their own makes each verdict independent of what came before
+    sympy_random.seed(0)
+    random.seed(0)
+    return bool(verify(gold_tree, answer_tree, timeout_seconds=None, allow_set_relation_comp=True, raise_on_error=True))
+
+
+@lru_cache(maxsize=4096)
+def _parsed(text: str) -> sympy.Basic | None:
+    """The unevaluated expression, i as the imaginary unit; None when `text` does not parse or must not be evaluated."""
+    if depth(text) > MAX_DEPTH or _LARGE_BINOMIAL.search(text):
+        return None
+    try:
+        tree = latex2sympy(
+            decimals_as_fractions(text).replace(r"\cdot", r"\cdot "),
+            is_real=True,
+            normalization_config=None,
+            conversion_config=_CASE_MATTERS,
+        )
+    except (MemoryError, RecursionError):
+        raise
+    except Exception:  # the parser raises plain Exception for text that is not mathematics
+        return None
+    if not isinstance(tree, sympy.Basic) or not _is_small(tree):
+        return None
+    imaginary = {symbol: sympy.I for symbol in tree.free_symbols if symbol.name == "i"}
+    return tree.subs(imaginary) if imaginary else tree.replace(_is_odd_root, _real_root)
+
+
+def _is_odd_root(node: sympy.Basic) -> bool:
+    return isinstance(node, sympy.Pow) and node.exp.is_Rational and node.exp.q % 2 == 1 < node.exp.q and _negative(node)
+
+
+def _negative(power: sympy.Pow) -> bool:
+    value = _number(power.base, {}) if not power.base.free_symbols else None
+    return value is not None and value.is_real and bool(value < 0)
+
+
+def _real_root(power: sympy.Pow) -> sympy.Expr:
+    """The real odd root of a negative number, where sympy takes the complex one."""
+    return (-1) ** (power.exp.p % 2) * (-power.base) ** power.exp
+
+
+def _is_small(tree: sympy.Basic) -> bool:
+    nodes = 0
+    for node in sympy.preorder_traversal(tree):
+        nodes += 1
+        if nodes > MAX_NODES or isinstance(node, _UNFINISHED):
+            return False
+    return all(_bits(node) <= MAX_BITS for node in sympy.preorder_traversal(tree) if isinstance(node, sympy.Expr))
+
+
+def _bits(node: sympy.Basic) -> float:
+    """An upper bound of log2 of |node|'s numerator or denominator once evaluated; symbols count as small."""
+    if isinstance(node, sympy.Rational):
+        return float(max(node.p.bit_length(), node.q.bit_length()))
+    if isinstance(node, sympy.Pow):
+        base, exponent = _bits(node.base), _bits(node.exp)
+        return math.inf if exponent > 40 else max(base, 1.0) * 2.0**exponent
+    if isinstance(node, sympy.factorial | sympy.gamma | sympy.factorial2 | sympy.subfactorial):
+        bits = _bits(node.args[0])
+        return math.inf if bits > MAX_FACTORIAL_BITS else 2.0**bits * bits
+    if isinstance(node, sympy.binomial):
+        top = _bits(node.args[0])
+        return math.inf if top > 17 else 2.0**top
+    inner = [_bits(argument) for argument in node.args]
+    if isinstance(node, sympy.Mul | sympy.Add):
+        return sum(inner, float(len(inner)))
+    if isinstance(node, sympy.exp):
+        return math.inf if inner[0] > 40 else 2.0 * 2.0 ** inner[0]
+    return max(inner, default=2.0)
+
+
+def _differ(gold: sympy.Expr, answer: sympy.Expr) -> bool:
+    """Whether the two take clearly different values, at two integer points when they have variables."""
+    names = sorted(gold.free_symbols | answer.free_symbols, key=lambda symbol: symbol.name)
+    for point in _POINTS if names else ((),):
+        values = {symbol: sympy.Integer(point[index % 8] + index // 8) for index, symbol in enumerate(names)}
+        pair = [_number(tree, values) for tree in (gold, answer)]
+        if None in pair:
+            continue
+        size = max(abs(pair[0]), abs(pair[1]))
+        if size > 1e-60 and abs(pair[0] - pair[1]) > size * 1e-12:
+            return True
+    return False
+
+
+def _agree(gold: sympy.Expr, answer: sympy.Expr) -> bool:
+    """Whether two constants agree to 100 digits, which settles identities that simplification misses.
+
+    Only for constants made of small numbers: 1 and 1+2^{-1000} agree to 100 digits too.
+    """
+    if gold.free_symbols or answer.free_symbols or max(_bits(gold), _bits(answer)) > MAX_CONSTANT_BITS:
+        return False
+    pair = [_number(tree, {}, digits=110) for tree in (gold, answer)]
+    return None not in pair and abs(pair[0] - pair[1]) < sympy.Float(10) ** -100 * max(abs(pair[0]), abs(pair[1]))
+
+
+def _number(tree: sympy.Expr, values: dict, digits: int = 20) -> sympy.Expr | None:
+    """`tree` to `digits` digits with `values` put in; None when it has no finite numerical value there."""
+    if values:
+        tree = tree.subs(values)
+        if not _is_small(tree):
+            return None
+    value = tree.evalf(digits, maxn=400)
+    parts = value.as_real_imag() if value.is_number and value.is_finite else ()
+    return value if parts and all(part.is_Float or part.is_Rational for part in parts) else None

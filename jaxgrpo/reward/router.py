@@ -1,0 +1,54 @@
+"""Which grader marks which data source. A new grader is one file and one row of GRADERS."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jaxgrpo.reward import arithmetic, gsm8k, maths, supergpqa, zebra
+
+
+@dataclass(frozen=True)
+class Grader:
+    """A grader and the data sources it marks.
+
+    prefixes: a data source belongs to the grader when it starts with one of them. trusted: the grader's time is linear
+    in the text and nothing in it can hang, so it may run in the calling process.
+    """
+
+    prefixes: tuple[str, ...]
+    grade: Callable[[str, object, object], float]
+    trusted: bool = False
+
+
+GRADERS = (
+    Grader(("arithmetic",), arithmetic.grade, trusted=True),
+    Grader(("math__", "aime", "amc"), maths.grade),
+    Grader(("openai/gsm8k", "gsm8k"), gsm8k.grade),
+    Grader(("stem__supergpqa",), supergpqa.grade, trusted=True),
+    Grader(("logic__zebra_puzzle",), zebra.grade),
+)
+
+
+def known_data_sources() -> tuple[str, ...]:
+    """The prefixes of data_source that have a grader."""
+    return tuple(prefix for grader in GRADERS for prefix in grader.prefixes)
+
+
+def grader_of(data_source: str) -> Grader:
+    """The grader of `data_source`; ValueError that lists the known ones when there is none."""
+    for grader in GRADERS:
+        if isinstance(data_source, str) and data_source.startswith(grader.prefixes):
+            return grader
+    known = ", ".join(f"{prefix}*" for prefix in known_data_sources())
+    raise ValueError(f"no grader for data_source {data_source!r}; known: {known}")
+
+
+def score(data_source: str, response: str, ground_truth: object, extra_info: object = None) -> float:
+    """Reward of `response` in [0, 1], graded in the calling process and without limits; see `GraderPool` for those.
+
+    data_source: chooses the grader by prefix. ground_truth: the reference answer in that data source's form.
+    Raises ValueError for an unknown data source or a ground truth that cannot be used, TypeError when the response is
+    not text. A grader that fails raises; it never returns a number then.
+    """
+    if not isinstance(response, str):
+        raise TypeError(f"the response must be text, got {type(response).__name__}")
+    return float(grader_of(data_source).grade(response, ground_truth, extra_info))

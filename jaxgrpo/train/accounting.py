@@ -1,0 +1,81 @@
+"""Floating-point operations and bytes, counted from the architecture: nothing here is measured except the CPU's peak.
+
+A multiply-add counts as two operations. Matrix work of a token is 2 x (parameters that multiply it): all but the embedding
+table, which is only looked up (a tied table still multiplies as the output matrix). Attention of a sequence of t tokens is
+4 x layers x heads x head size for each of its t (t + 1) / 2 visible pairs: the causal half only.
+"""
+
+import time
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgrpo.model.config import ModelConfig
+from jaxgrpo.model.parameters import count_parameters
+
+# Dense bf16 peak of one device in FLOP/s, from the makers' data sheets, by jax's device_kind.
+PEAK_BF16_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA B200": 2250e12,
+}
+
+
+@dataclass(frozen=True)
+class FlopCounter:
+    """Forward operations of one model."""
+
+    per_token: float
+    per_pair: float
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> "FlopCounter":
+        matrix = count_parameters(config)["non_embedding"] + config.vocab * config.embed
+        return cls(2.0 * matrix, 4.0 * config.layers * config.heads * config.head_dim)
+
+    def forward(self, lengths) -> float:
+        """One forward pass over whole sequences of these token counts."""
+        lengths = np.asarray(lengths, np.float64)
+        return float(self.per_token * lengths.sum() + self.per_pair * (lengths * (lengths + 1) / 2).sum())
+
+    def generate(self, prompt_lengths, response_lengths) -> float:
+        """Prefilling each prompt once and decoding its responses [P, G] one token at a time."""
+        prompts = np.asarray(prompt_lengths, np.float64)[:, None]
+        responses = np.asarray(response_lengths, np.float64)
+        steps = responses - 1  # the first token comes out of the prefill
+        pairs = steps * prompts + steps * (steps + 1) / 2
+        return self.forward(prompts) + float(self.per_token * steps.sum() + self.per_pair * pairs.sum())
+
+
+def peak_flops(devices) -> float:
+    """FLOP/s of all devices together at their best. CPUs are measured: a float32 product on one device's thread, times devices.
+
+    An unknown accelerator gives NaN, and mfu with it: better no figure than a wrong one.
+    """
+    kind = devices[0].device_kind
+    if devices[0].platform == "cpu":
+        return _cpu_flops(devices[0]) * len(devices)
+    known = [peak for name, peak in PEAK_BF16_FLOPS.items() if kind.startswith(name)]
+    return max(known) * len(devices) if known else float("nan")
+
+
+def _cpu_flops(device, size: int = 768) -> float:
+    a = jax.device_put(np.ones((size, size), np.float32), device)
+    product = jax.jit(jnp.matmul)
+    product(a, a).block_until_ready()
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        product(a, a).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)

@@ -1,0 +1,123 @@
+"""Checkpoints with Orbax: parameters, optimiser, step, data cursor, seed, counters and config, saved asynchronously.
+
+A step directory counts only once Orbax has committed it, so a kill in the middle of a save leaves the one before. Restoring
+places every array by the shardings of the mesh at hand, which need not be the mesh that saved it.
+"""
+
+import logging
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+
+from jaxgrpo.config import CheckpointConfig
+from jaxgrpo.train.state import TrainState
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that could not be written or read; the message gives path, cause and remedy."""
+
+
+class Checkpoints:
+    """The `checkpoints/` folder of a run."""
+
+    def __init__(self, directory: Path, config: CheckpointConfig):
+        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every array at INFO
+        self.directory = directory.absolute()
+        options = ocp.CheckpointManagerOptions(max_to_keep=config.keep, enable_async_checkpointing=True)
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def latest(self) -> int | None:
+        """The newest committed step."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: TrainState, meta: dict) -> None:
+        """Copy the state and return; writing goes on in the background. `meta` is plain JSON."""
+        args = ocp.args.Composite(
+            params=ocp.args.StandardSave(state.params),
+            opt_state=ocp.args.StandardSave(state.opt_state),
+            meta=ocp.args.JsonSave(meta),
+        )
+        with _explained(f"checkpoint of step {step} in {self.directory}"):
+            self._manager.save(step, args=args)
+
+    def wait(self) -> None:
+        """Return once every save is committed; CheckpointError if one failed."""
+        with _explained(f"checkpoint in {self.directory}"):
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+
+    def restore(self, step: int, target: TrainState) -> tuple[TrainState, dict]:
+        """The state (laid out as `target`, a tree of ShapeDtypeStructs with shardings) and the meta of a step."""
+        args = ocp.args.Composite(
+            params=ocp.args.StandardRestore(target.params),
+            opt_state=ocp.args.StandardRestore(target.opt_state),
+            meta=ocp.args.JsonRestore(),
+        )
+        try:
+            restored = self._manager.restore(step, args=args)
+        except (ValueError, KeyError, OSError) as error:
+            raise CheckpointError(
+                f"checkpoint {self.directory / str(step)} cannot be read ({_brief(error)}): "
+                f"delete that folder to go on from the one before."
+            ) from error
+        return TrainState(restored.params, restored.opt_state), restored.meta
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+def save_params(directory: Path, params: dict) -> None:
+    """Write parameters once, atomically (Orbax renames the finished folder into place)."""
+    with _explained(f"parameters in {directory}"), ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(directory.absolute(), params)
+
+
+def load_params(directory: Path, target: dict) -> dict:
+    """Read what `save_params` wrote, laid out as `target` (ShapeDtypeStructs with shardings)."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(directory.absolute(), target)
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, jax.Array], dict]:
+    """(params, meta) of a step directory, or of the newest step of a run or checkpoints directory, on the default device."""
+    for folder in (path / "checkpoints", path):
+        if folder.is_dir() and any(child.name.isdigit() for child in folder.iterdir()):
+            path = folder / str(max(int(child.name) for child in folder.iterdir() if child.name.isdigit()))
+            break
+    if not (path / "params").is_dir():
+        raise CheckpointError(f"{path} holds no checkpoint: give a run directory, its checkpoints/ folder, or one step of it.")
+    checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+    abstract = checkpointer.item_metadata(path.absolute())
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = {
+        name: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=device) for name, value in abstract["params"].items()
+    }
+    args = ocp.args.Composite(params=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore())
+    restored = checkpointer.restore(path.absolute(), args=args)
+    return restored["params"], restored["meta"]
+
+
+class _explained:
+    """Turns an I/O failure of a save into one message with the remedy."""
+
+    def __init__(self, what: str):
+        self.what = what
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        text = str(error)
+        full = isinstance(error, OSError) or "No space left" in text or "RESOURCE_EXHAUSTED" in text
+        if error is not None and full:
+            raise CheckpointError(
+                f"{self.what} could not be saved ({_brief(error)}): make room or mend permissions, then run the same command "
+                f"again; it goes on from the last complete checkpoint."
+            ) from error
+        return False
+
+
+def _brief(error: BaseException) -> str:
+    text = str(error)
+    return "no space left on the disk" if "No space left" in text else text.splitlines()[0][:200] if text else type(error).__name__

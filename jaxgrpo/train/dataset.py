@@ -1,0 +1,59 @@
+"""Which prompts a training step sees: the built-in task's endless stream, or a file in curriculum or shuffled order."""
+
+from jaxgrpo.config import Config, ConfigError
+from jaxgrpo.data import (
+    DATA_SOURCE,
+    EncodedPrompt,
+    Problem,
+    PromptOrder,
+    encode_prompts,
+    heldout_problems,
+    load_problems,
+    training_problems,
+)
+from jaxgrpo.reward.router import grader_of
+
+
+class TrainingPrompts:
+    """Prompts by step. The cursor is the step: nothing is remembered between calls."""
+
+    def __init__(self, config: Config, tokenizer):
+        self.config, self.tokenizer, self.dropped = config, tokenizer, 0
+        self._order = None
+        if config.data.train != DATA_SOURCE:
+            problems = load_problems(config.data.train)
+            check_gradable(problems)
+            self._prompts, self.dropped = _encode(problems, config, tokenizer)
+            self._order = PromptOrder(len(self._prompts), config.data.prompts_per_step, config.data.order, config.seed)
+
+    def steps(self) -> int:
+        """Steps of the run: train.steps, or all epochs of the file. ConfigError where neither bounds it."""
+        if self.config.train.steps:
+            return self.config.train.steps
+        if self._order is None:
+            raise ConfigError("train.steps is 0, and the built-in task never ends: set train.steps.")
+        return self._order.steps_per_epoch * self.config.data.epochs
+
+    def at(self, step: int) -> list[EncodedPrompt]:
+        """The prompts of a step, counted from 0."""
+        count = self.config.data.prompts_per_step
+        if self._order is None:
+            return _encode(training_problems(self.config.seed, step * count, count), self.config, self.tokenizer)[0]
+        return [self._prompts[position] for position in self._order.batch_positions(step)]
+
+
+def heldout_prompts(config: Config, tokenizer) -> tuple[list[EncodedPrompt], int]:
+    """The held-out problems (the first eval.limit of them), and how many over-long ones were dropped."""
+    problems = heldout_problems() if config.data.test == DATA_SOURCE else load_problems(config.data.test)
+    check_gradable(problems)
+    return _encode(problems[: config.eval.limit or None], config, tokenizer)
+
+
+def _encode(problems: list[Problem], config: Config, tokenizer) -> tuple[list[EncodedPrompt], int]:
+    return encode_prompts(problems, tokenizer, max_tokens=config.data.max_prompt_tokens, overlong=config.data.overlong)
+
+
+def check_gradable(problems: list[Problem]) -> None:
+    """ValueError when a problem's data_source has no grader: known before the first token is sampled, not after."""
+    for data_source in {problem.data_source for problem in problems}:
+        grader_of(data_source)

@@ -1,0 +1,196 @@
+"""What stays fixed through a run: model, data, mesh, engine, graders and the compiled programs."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eval.suite import Outcome, outcomes, pass_at_1, sample_and_grade
+from jaxgrpo.config import Config, ConfigError, replace
+from jaxgrpo.data import DATA_SOURCE, EncodedPrompt, load_tokenizer
+from jaxgrpo.model.hf import load_params
+from jaxgrpo.model.parameters import abstract_parameters, count_parameters, initialise
+from jaxgrpo.model.source import ModelSource, resolve_model
+from jaxgrpo.parallel.mesh import rollout_mesh, trainer_mesh
+from jaxgrpo.reward import GraderPool
+from jaxgrpo.rollout.engine import Engine, EngineSettings
+from jaxgrpo.train.accounting import FlopCounter, peak_flops
+from jaxgrpo.train.dataset import TrainingPrompts, heldout_prompts
+from jaxgrpo.train.rows import Rows, Sequence, pack
+from jaxgrpo.train.sizes import device_memory, resolve_sizes
+from jaxgrpo.train.state import TrainState, abstract_state, init_state, make_optimizer, parameter_shardings
+from jaxgrpo.train.step import make_score, make_update, rows_sharding
+
+SUITE = "heldout"
+
+
+@dataclass
+class Job:
+    """A prepared run. `config` has no automatic values left."""
+
+    config: Config
+    source: ModelSource
+    tokenizer: object
+    stop_ids: tuple[int, ...]
+    pad_id: int
+    prompts: TrainingPrompts
+    heldout: list[EncodedPrompt]
+    heldout_dropped: int
+    mesh: jax.sharding.Mesh
+    engine: Engine
+    pool: GraderPool
+
+    @property
+    def model(self):
+        return self.source.config
+
+    @cached_property
+    def optimizer(self):
+        return make_optimizer(self.config.optim)
+
+    @cached_property
+    def score(self) -> Callable:
+        return make_score(self.model, self.config.train, self.config.rollout.temperature, self.mesh)
+
+    @cached_property
+    def update(self) -> Callable:
+        c = self.config
+        return make_update(
+            self.model, c.train, c.algo, c.rollout.temperature, c.optim.clip_norm, self.optimizer, self.mesh
+        )
+
+    @cached_property
+    def flops(self) -> FlopCounter:
+        return FlopCounter.of(self.model)
+
+    @cached_property
+    def peak_flops(self) -> float:
+        return peak_flops(self.mesh.devices.flatten())
+
+    @cached_property
+    def identity(self) -> dict:
+        """The keys of every metrics line that say which model this is."""
+        counts = count_parameters(self.model)
+        nominal = re.search(r"(\d+(?:\.\d+)?)[bB](?![a-z])", self.source.name)
+        return {
+            "model_family": model_family(self.source.name),
+            "n_params": counts["total"],
+            "n_params_non_embedding": counts["non_embedding"],
+            "n_params_total": counts["total"],
+            "n_nominal": int(float(nominal[1]) * 1e9) if nominal else counts["total"],
+        }
+
+    def initial_params(self) -> dict[str, jax.Array]:
+        """The float32 parameters that the run starts from, on the trainer's mesh."""
+        if not self.source.random:
+            return load_params(self.source, dtype=jnp.float32, mesh=self.mesh)
+        make = partial(initialise, self.model, self.config.seed)
+        return jax.jit(make, out_shardings=parameter_shardings(self.model, self.mesh))()
+
+    def abstract_params(self) -> dict:
+        shardings = parameter_shardings(self.model, self.mesh)
+        return {
+            name: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=shardings[name])
+            for name, shape in abstract_parameters(self.model).items()
+        }
+
+    def abstract_state(self) -> TrainState:
+        return abstract_state(self.model, self.optimizer, self.mesh)
+
+    def fresh_state(self, params: dict) -> TrainState:
+        return init_state(params, self.model, self.optimizer, self.mesh)
+
+    def pack_minibatch(self, sequences: list[Sequence]) -> tuple[Rows, np.int32]:
+        """Rows on the devices and the number of micro-batches in use; one shape for every minibatch."""
+        c = self.config
+        rows, used = pack(
+            sequences,
+            row_tokens=c.train.row_tokens,
+            micro_rows=c.train.micro_rows,
+            pad_id=self.pad_id,
+            capacity=c.train.minibatch_prompts * c.rollout.samples,
+        )
+        return jax.device_put(rows, rows_sharding(self.mesh)), np.int32(used)
+
+    def sample(self, weights, prompts: list[EncodedPrompt], *, stream: str, step: int, samples: int, temperature: float):
+        """Sampled and graded responses of `prompts`; see eval.suite.sample_and_grade."""
+        return sample_and_grade(
+            self.engine,
+            weights,
+            prompts,
+            tokenizer=self.tokenizer,
+            pool=self.pool,
+            stream=stream,
+            seed=self.config.seed,
+            step=step,
+            samples=samples,
+            temperature=temperature,
+            max_new=self.config.rollout.max_new_tokens,
+        )
+
+    def evaluate(self, weights, step: int, stream: str = SUITE) -> list[Outcome]:
+        """Outcomes on the held-out problems."""
+        c = self.config.eval
+        graded = self.sample(
+            weights, self.heldout, stream=stream, step=step, samples=c.samples, temperature=c.temperature
+        )
+        return outcomes(self.heldout, graded, self.tokenizer)
+
+    def pass_at_1(self, params: dict, step: int, stream: str) -> float:
+        return pass_at_1(self.evaluate(self.engine.load_params(params), step, stream))
+
+
+def model_family(name: str) -> str:
+    """`qwen2.5-base`, `qwen2.5-instruct`, or `qwen2.5-miniature` for random weights: what curves are grouped by."""
+    if name.startswith("random:"):
+        return "qwen2.5-miniature"
+    return "qwen2.5-instruct" if "instruct" in name.lower() else "qwen2.5-base"
+
+
+def tokenizer_name(config: Config, source: ModelSource) -> str:
+    """Which tokenizer the run uses: the configured one, the model's own, or the built-in task's."""
+    if config.data.tokenizer:
+        return config.data.tokenizer
+    if source.path is not None:
+        return str(source.path)
+    if config.data.train == DATA_SOURCE:
+        return DATA_SOURCE
+    raise ConfigError(f"model={config.model} comes without a tokenizer: set data.tokenizer to a directory or hub id.")
+
+
+def prepare(config: Config) -> Job:
+    """Resolve every automatic value, load data and tokenizer, lay out meshes, start graders. Nothing is compiled yet."""
+    source = resolve_model(config.model)
+    name = tokenizer_name(config, source)
+    tokenizer = load_tokenizer(name)
+    if len(tokenizer) > source.config.vocab:
+        raise ConfigError(
+            f"the tokenizer {name} has {len(tokenizer)} tokens, the model {config.model} a vocabulary of "
+            f"{source.config.vocab}: set data.tokenizer to the model's own."
+        )
+    stop_ids = source.stop_ids if source.path is not None else ()
+    stop_ids = stop_ids or ((tokenizer.eos_token_id,) if tokenizer.eos_token_id is not None else ())
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    prompts = TrainingPrompts(config, tokenizer)
+    heldout, dropped = heldout_prompts(config, tokenizer)
+    devices = jax.devices()
+    config = replace(config, {"data.tokenizer": config.data.tokenizer or name, "train.steps": prompts.steps()})
+    config = resolve_sizes(config, source.config, len(devices), device_memory(devices[0]))
+    mesh = trainer_mesh((config.mesh.data, config.mesh.fsdp, config.mesh.tensor), devices)
+    settings = EngineSettings(
+        slots=config.rollout.slots,
+        max_prompt=config.data.max_prompt_tokens,
+        max_new=config.rollout.max_new_tokens,
+        chunk=config.rollout.chunk,
+        prefill_tokens=config.rollout.prefill_tokens,
+        stop_ids=stop_ids,
+        pad_id=pad_id,
+        dtype=config.rollout.dtype,
+    )
+    engine = Engine(source.config, settings, rollout_mesh(mesh, config.rollout.tensor), tokenizer=tokenizer)
+    pool = GraderPool(config.reward.workers, config.reward.cpu_seconds, config.reward.wall_seconds)
+    return Job(config, source, tokenizer, stop_ids, pad_id, prompts, heldout, dropped, mesh, engine, pool)

@@ -1,0 +1,287 @@
+"""The training loop: rollout, reward, advantages, minibatch updates, evaluation, metrics, checkpoint.
+
+Everything a step does is a function of (config, state, step), and everything it leaves behind is written in the order metrics,
+evaluation, checkpoint. A run that is killed anywhere goes on from its last complete checkpoint and repeats the same steps.
+"""
+
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eval.suite import Graded, pass_at_1, write_outcomes
+from jaxgrpo.algo import group_advantages
+from jaxgrpo.config import Config, ConfigError
+from jaxgrpo.data import DATA_SOURCE
+from jaxgrpo.train.checkpoint import Checkpoints, load_params, save_params
+from jaxgrpo.train.job import SUITE, Job, prepare
+from jaxgrpo.train.metrics import CompilationCounter
+from jaxgrpo.train.plots import draw_learning_curve
+from jaxgrpo.train.progress import Progress
+from jaxgrpo.train.rows import Sequence
+from jaxgrpo.train.run import RunDirectory
+from jaxgrpo.train.sizes import adopt
+from jaxgrpo.train.state import TrainState, cast_params
+from jaxgrpo.train.warmup import make_encoder, warm_up
+
+
+@dataclass
+class Totals:
+    """Cumulative counters of a run: prompts consumed (the data cursor), tokens, operations."""
+
+    samples: int = 0
+    tokens: int = 0
+    compute_flops: float = 0.0  # 6 N tokens, as the paper counts
+    compute_flops_total: float = 0.0  # generation, scoring, update and recomputation
+    skipped_updates: int = 0
+    grader_errors: int = 0
+
+
+def train(config: Config) -> None:
+    """Run, or go on with, the training that `config` describes."""
+    compilations = CompilationCounter()
+    run = RunDirectory(config.run_dir)
+    run.lock()
+    stored = run.stored_config()
+    if stored is not None:
+        config = adopt(config, stored, len(jax.devices()))
+    job = prepare(config)
+    with job.pool:
+        if stored is not None:
+            run.check_same(job.config, stored)
+        run.write_config(job.config)
+        _Trainer(job, run, compilations).run_all()
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Token counts of a step: prompts [P] and responses [P, G]."""
+
+    prompt_P: np.ndarray
+    response_PG: np.ndarray
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Prompt plus response of every sequence [P * G]."""
+        return (self.prompt_P[:, None] + self.response_PG).reshape(-1)
+
+
+class _Trainer:
+    def __init__(self, job: Job, run: RunDirectory, compilations: CompilationCounter):
+        self.job, self.config, self.run, self.compilations = job, job.config, run, compilations
+        self.progress = Progress(job, run)
+        self.checkpoints = Checkpoints(run.checkpoints, job.config.checkpoint)
+        self.totals = Totals()
+        self.seconds: dict[str, float] = {}
+        self.weights = None  # the sampler's copy of the policy; dropped during updates
+
+    def run_all(self) -> None:
+        steps = self.config.train.steps
+        state, done = self.start()
+        self.progress.begin(done, self.run.metrics.read())
+        try:
+            if done == 0:
+                self.log(0, self.evaluate(state, 0))
+            for step in range(done + 1, steps + 1):
+                state = self.step(state, step)
+            with self.timed("save_s"):
+                self.checkpoints.wait()
+        finally:
+            self.checkpoints.close()
+        draw_learning_curve(self.run.metrics.read(), self.run.plots / "learning_curve.png", title=self.config.model)
+        self.progress.end(self.run.metrics.read())
+
+    def start(self) -> tuple[TrainState, int]:
+        """The state to go on from and the steps it has behind it; the reference policy is set aside on the way."""
+        initial = self.initial_policy()
+        dtype = jnp.dtype(self.config.train.dtype)
+        self.reference = cast_params(initial, dtype) if self.config.algo.kl_coef else None
+        done = self.checkpoints.latest()
+        if done is None:
+            self.run.cut_after(-1)
+            return self.job.fresh_state(initial), 0
+        del initial
+        state, meta = self.checkpoints.restore(done, self.job.abstract_state())
+        self.totals = Totals(**meta["totals"])
+        self.run.cut_after(done)
+        return state, done
+
+    def initial_policy(self) -> dict:
+        """Loaded or random weights, after the supervised start where one is configured; that is done once per run."""
+        if not self.config.warmup.steps:
+            return self.job.initial_params()
+        if not self.run.warm_start.exists():
+            job = self.job
+            if not self.config.warmup.demonstrations and self.config.data.train != DATA_SOURCE:
+                raise ConfigError("warmup.steps is set without warmup.demonstrations: name a file with prompt and response.")
+            if not job.stop_ids:
+                raise ConfigError(f"model={self.config.model} names no end-of-sequence token, which demonstrations need.")
+            encode = make_encoder(
+                job.tokenizer, job.stop_ids[0], self.config.data.max_prompt_tokens, self.config.rollout.max_new_tokens
+            )
+            params = warm_up(
+                job.initial_params(),
+                job.model,
+                self.config,
+                job.mesh,
+                encode=encode,
+                pad_id=job.pad_id,
+                pass1=lambda params, step: job.pass_at_1(params, step, "warmup"),
+                report=self.progress.say,
+            )
+            save_params(self.run.warm_start, params)
+        return load_params(self.run.warm_start, self.job.abstract_params())
+
+    def step(self, state: TrainState, step: int) -> TrainState:
+        """One GRPO step: P prompts x G samples, then P / minibatch updates."""
+        self.seconds = {}
+        started = time.perf_counter()
+        config = self.config
+        prompts = self.job.prompts.at(step - 1)
+        weights = self.sampler_weights(state)
+        graded = self.job.sample(
+            weights, prompts, stream="train", step=step, samples=config.rollout.samples, temperature=config.rollout.temperature
+        )
+        weights = self.weights = None
+        self.seconds["rollout_s"], self.seconds["grade_s"] = graded.generate_s, graded.grade_s
+        rewards_PG = self.rewards(graded, step)
+        advantages_PG = np.asarray(
+            jax.device_get(group_advantages(rewards_PG, std_normalise=config.algo.std_normalise)), np.float64
+        )
+        sequences = [
+            [
+                Sequence(prompt.tokens, np.array(r.tokens, np.int32), np.array(r.logps, np.float32), float(advantage))
+                for r, advantage in zip(group, advantages, strict=True)
+            ]
+            for prompt, group, advantages in zip(prompts, graded.responses, advantages_PG, strict=True)
+        ]
+        state, measured = self.update(state, sequences)
+        work = _Work(
+            np.array([len(p.tokens) for p in prompts]), np.array([[len(r.tokens) for r in g] for g in graded.responses])
+        )
+        self.count(work)
+        record = measured | self.rollout_metrics(graded, rewards_PG, work) | {"policy_version": step - 1}
+        last = step == config.train.steps
+        if config.eval.every and (step % config.eval.every == 0 or last):
+            record |= self.evaluate(state, step)
+        record["step_s"] = time.perf_counter() - started
+        self.log(step, record)
+        if step % config.checkpoint.every == 0 or last:
+            self.save(state, step)
+        return state
+
+    def save(self, state: TrainState, step: int) -> None:
+        meta = {"step": step, "cursor": self.totals.samples, "seed": self.config.seed, "totals": asdict(self.totals)}
+        with self.timed("save_s"):
+            self.checkpoints.save(step, state, meta | {"config": asdict(self.config)})
+
+    def update(self, state: TrainState, sequences: list[list[Sequence]]) -> tuple[TrainState, dict]:
+        """Score the whole batch under the old and the reference policy, then update minibatch by minibatch."""
+        per = self.config.train.minibatch_prompts
+        minibatches = []
+        with self.timed("score_s"):
+            for first in range(0, len(sequences), per):
+                rows, used = self.job.pack_minibatch([s for group in sequences[first : first + per] for s in group])
+                old = self.job.score(state.params, rows, used)
+                reference = None if self.reference is None else self.job.score(self.reference, rows, used)
+                minibatches.append((rows, old, reference, used))
+            differences = [_logprob_difference(rows, old) for rows, old, _, _ in minibatches]
+        with self.timed("update_s"):
+            measured = []
+            for rows, old, reference, used in minibatches:
+                state, metrics = self.job.update(state, rows, old, reference, used)
+                measured.append(metrics)
+            measured = jax.device_get(measured)
+        return state, self.update_metrics(measured, differences)
+
+    def sampler_weights(self, state: TrainState):
+        """The policy in the rollout layout; made once per policy."""
+        if self.weights is None:
+            with self.timed("sync_s"):
+                self.weights = jax.block_until_ready(self.job.engine.load_params(state.params))
+        return self.weights
+
+    def evaluate(self, state: TrainState, step: int) -> dict:
+        if not self.config.eval.every:
+            return {}
+        weights = self.sampler_weights(state)
+        with self.timed("eval_s"):
+            results = self.job.evaluate(weights, step)
+            write_outcomes(self.run.eval_file(SUITE, step), results)
+        self.totals.grader_errors += sum(r.error is not None for r in results)
+        return {"test_loss": 1.0 - pass_at_1(results), "test_n": len(self.job.heldout)}
+
+    def rewards(self, graded: Graded, step: int) -> np.ndarray:
+        """[P, G] float32. `reward.shuffle` deals them out again at random over the whole step: a control that must not learn."""
+        rewards_PG = np.array([[grade.score for grade in group] for group in graded.grades], np.float32)
+        self.totals.grader_errors += sum(grade.error is not None for group in graded.grades for grade in group)
+        if self.config.reward.shuffle:
+            rng = np.random.default_rng((self.config.seed, step))
+            rewards_PG = rng.permutation(rewards_PG.reshape(-1)).reshape(rewards_PG.shape)
+        return rewards_PG
+
+    def count(self, work: "_Work") -> None:
+        """Advance the cumulative counters by one step."""
+        forward = self.job.flops.forward(work.lengths)
+        scored = 1 + (self.reference is not None)
+        totals = self.totals
+        totals.samples += len(work.prompt_P)
+        totals.tokens += int(work.lengths.sum())
+        totals.compute_flops += 6.0 * self.job.identity["n_nominal"] * int(work.lengths.sum())
+        totals.compute_flops_total += self.job.flops.generate(work.prompt_P, work.response_PG)
+        totals.compute_flops_total += (scored + 3 + self.config.train.remat) * forward
+
+    def rollout_metrics(self, graded: Graded, rewards_PG: np.ndarray, work: "_Work") -> dict:
+        update_flops = 3 * self.job.flops.forward(work.lengths)
+        return {
+            "reward_mean": float(rewards_PG.mean()),
+            "response_length_mean": float(work.response_PG.mean()),
+            "truncated_fraction": float(np.mean([r.finish == "length" for group in graded.responses for r in group])),
+            "equal_reward_groups": float(np.mean(rewards_PG.min(axis=1) == rewards_PG.max(axis=1))),
+            "rollout_tokens_per_s": float(work.response_PG.sum() / self.seconds["rollout_s"]),
+            "update_tokens_per_s": float(work.lengths.sum() / (self.seconds["score_s"] + self.seconds["update_s"])),
+            "mfu": update_flops / self.seconds["update_s"] / self.job.peak_flops,
+        }
+
+    def update_metrics(self, measured: list[dict], differences: list[tuple]) -> dict:
+        """Means over the minibatches, each weighted by its response tokens."""
+        tokens = np.array([m["tokens"] for m in measured], np.float64)
+
+        def mean(key):
+            return float(np.average([m[key] for m in measured], weights=tokens))
+
+        skipped = int(sum(m["skipped_updates"] for m in measured))
+        self.totals.skipped_updates += skipped
+        sums, largest = zip(*jax.device_get(differences), strict=True)
+        return {
+            "policy_loss": mean("policy_loss"),
+            "kl": mean("kl"),
+            "clip_fraction": mean("clip_fraction"),
+            "dual_clip_fraction": mean("dual_clip_fraction"),
+            "entropy": float(sum(m["entropy_sum"] for m in measured) / tokens.sum()),
+            "grad_norm": float(np.mean([m["grad_norm"] for m in measured])),
+            "logprob_diff_mean": float(sum(sums) / tokens.sum()),
+            "logprob_diff_max": float(max(largest)),
+        }
+
+    def log(self, step: int, record: dict) -> None:
+        record = self.job.identity | {"step": step} | asdict(self.totals) | record | self.seconds
+        record["compilations"] = self.compilations.count
+        self.run.metrics.append(record)
+        self.progress.step(step, record)
+
+    @contextmanager
+    def timed(self, name: str):
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+@jax.jit
+def _logprob_difference(rows, old_logp):
+    """(sum, max) over response tokens of |sampler's log-probability - trainer's|."""
+    difference = jnp.abs(rows.behaviour_logp - old_logp) * rows.mask
+    return difference.sum(), difference.max()

@@ -1,0 +1,76 @@
+"""metrics.jsonl: one JSON object per step, flushed to disk before the step is checkpointed; and a count of compilations."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import jax
+
+# The only keys that may differ between two runs of the same seed.
+TIMING_SUFFIXES = ("_s", "_per_s")
+TIMING_KEYS = ("mfu", "compilations")
+
+
+def is_timing_key(key: str) -> bool:
+    return key.endswith(TIMING_SUFFIXES) or key in TIMING_KEYS
+
+
+class MetricsLog:
+    """Append-only writer of a JSON-lines file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def cut_after(self, step: int) -> int:
+        """Drop the lines of later steps and a line torn by a kill; returns how many went. The file is replaced atomically."""
+        if not self.path.exists():
+            return 0
+        lines = self.path.read_text().splitlines(keepends=True)
+        kept = [line for line in lines if _step_of(line) is not None and _step_of(line) <= step]
+        if kept != lines:
+            temporary = self.path.with_suffix(".tmp")
+            temporary.write_text("".join(kept))
+            os.replace(temporary, self.path)
+        return len(lines) - len(kept)
+
+    def append(self, record: dict) -> None:
+        """Write one line and force it to disk: what a checkpoint claims to include must be there."""
+        with open(self.path, "a") as file:
+            file.write(json.dumps({key: _json_number(value) for key, value in record.items()}, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read(self) -> list[dict]:
+        return read_metrics(self.path)
+
+
+def _json_number(value):
+    """JSON has no NaN or infinity: they become null, which no reader takes for a number."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """All whole lines of a metrics file; an absent file has none."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines() if _step_of(line) is not None]
+
+
+def _step_of(line: str) -> int | None:
+    try:
+        return int(json.loads(line)["step"])
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError):
+        return None
+
+
+class CompilationCounter:
+    """Counts the programs XLA builds (or fetches from the compilation cache) in this process from its creation on."""
+
+    def __init__(self):
+        self.count = 0
+        jax.monitoring.register_event_duration_secs_listener(self._on_event)
+
+    def _on_event(self, event: str, duration: float, **_) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            self.count += 1

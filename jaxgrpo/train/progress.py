@@ -1,0 +1,96 @@
+"""What a person sees of a run: a header, a live line (step, reward, Pass@1, tokens/s, time left), a closing table."""
+
+import time
+
+from rich.console import Console
+from rich.table import Table
+
+
+class Progress:
+    """Writes to standard output: one line that is kept up to date on a terminal, a line a step elsewhere."""
+
+    def __init__(self, job, run):
+        self.job, self.run = job, run
+        self.console = Console(highlight=False, soft_wrap=True)
+        self.status = self.console.status("") if self.console.is_terminal else None
+        self.pass1: float | None = None
+        self.started = self.steps_done = 0
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False)
+
+    def begin(self, done: int, records: list[dict]) -> None:
+        job, c = self.job, self.job.config
+        n = job.identity["n_params"]
+        size = f"{n / 1e9:.2f} B" if n >= 1e9 else f"{n / 1e6:.2f} M" if n >= 1e6 else f"{n / 1e3:.0f} k"
+        shape = " x ".join(f"{axis} {size}" for axis, size in job.mesh.shape.items())
+        self.say(f"model     {c.model} ({size} parameters)")
+        self.say(f"devices   {job.mesh.size} x {job.mesh.devices.flat[0].device_kind}, mesh {shape}")
+        self.say(
+            f"training  {c.train.steps} steps of {c.data.prompts_per_step} prompts x {c.rollout.samples} samples from {c.data.train}; "
+            f"{len(job.heldout)} held-out problems"
+        )
+        for what, dropped in (("training", job.prompts.dropped), ("held-out", job.heldout_dropped)):
+            if dropped:
+                self.say(f"dropped   {dropped} {what} prompts longer than data.max_prompt_tokens={c.data.max_prompt_tokens}")
+        self.say(f"run       {self.run.path}" + (f", going on after step {done}" if done else ""))
+        tested = [r for r in records if r.get("test_loss") is not None]
+        self.pass1 = 1 - tested[-1]["test_loss"] if tested else None
+        self.started, self.first = time.monotonic(), done
+        if self.status:
+            self.status.start()
+
+    def step(self, step: int, record: dict) -> None:
+        if record.get("test_loss") is not None:
+            self.pass1 = 1 - record["test_loss"]
+        line = self._line(step, record)
+        if self.status:
+            self.status.update(line)
+        if not self.status or "test_loss" in record:
+            self.say(line)
+
+    def _line(self, step: int, record: dict) -> str:
+        total = self.job.config.train.steps
+        parts = [f"step {step:>{len(str(total))}}/{total}"]
+        if "reward_mean" in record:
+            parts.append(f"reward {record['reward_mean']:.3f}")
+        if self.pass1 is not None:
+            parts.append(f"Pass@1 {self.pass1:.3f}")
+        if "reward_mean" in record:
+            parts.append(f"length {record['response_length_mean']:.1f}")
+            parts.append(f"rollout {record['rollout_tokens_per_s']:,.0f} tokens/s")
+            parts.append(f"{record['step_s']:.2f} s/step")
+        if step > self.first:
+            left = (time.monotonic() - self.started) / (step - self.first) * (total - step)
+            parts.append(f"{_duration(left)} left")
+        return "  ".join(parts)
+
+    def end(self, records: list[dict]) -> None:
+        if self.status:
+            self.status.stop()
+        table = Table(title="result", title_justify="left", show_header=False)
+        tested = [r for r in records if r.get("test_loss") is not None]
+        if tested:
+            best = min(tested, key=lambda r: r["test_loss"])
+            table.add_row("held-out problems", str(tested[0]["test_n"]))
+            table.add_row(f"Pass@1 at step {tested[0]['step']}", f"{1 - tested[0]['test_loss']:.3f}")
+            table.add_row(f"Pass@1 at step {tested[-1]['step']}", f"{1 - tested[-1]['test_loss']:.3f}")
+            table.add_row(f"highest Pass@1 (step {best['step']})", f"{1 - best['test_loss']:.3f}")
+        last = records[-1]
+        table.add_row("prompts, tokens", f"{last['samples']:,}, {last['tokens']:,}")
+        table.add_row("training compute", f"{last['compute_flops']:.3g} FLOP (6 N tokens), {last['compute_flops_total']:.3g} in all")
+        if last["grader_errors"] or last["skipped_updates"]:
+            table.add_row("grader errors, skipped updates", f"{last['grader_errors']}, {last['skipped_updates']}")
+        self.console.print(table)
+        run = self.run.path
+        self.say(f"curve     {self.run.plots / 'learning_curve.png'}")
+        self.say(f"metrics   {self.run.metrics.path}")
+        self.say("next")
+        self.say(f"  jaxgrpo export {run} {run}/hf                # Hugging Face weights")
+        self.say(f"  jaxgrpo train {run}/config.yaml train.steps={2 * self.job.config.train.steps}   # go on for longer")
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"

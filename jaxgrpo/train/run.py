@@ -1,0 +1,71 @@
+"""A run directory: config.yaml, metrics.jsonl, eval/, checkpoints/, plots/; one process at a time may train in it."""
+
+import fcntl
+import os
+from pathlib import Path
+
+from jaxgrpo.config import Config, ConfigError, differences, load_config, to_yaml
+from jaxgrpo.train.metrics import MetricsLog
+
+
+class RunDirectory:
+    """Paths of a run, its lock, and what survives of a run that was killed."""
+
+    def __init__(self, path: str):
+        self.path = Path(path)
+        self.metrics = MetricsLog(self.path / "metrics.jsonl")
+        self._lock = None
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def warm_start(self) -> Path:
+        return self.path / "warm_start"
+
+    @property
+    def plots(self) -> Path:
+        return self.path / "plots"
+
+    def eval_file(self, suite: str, step: int) -> Path:
+        return self.path / "eval" / f"{suite}-{step}.jsonl"
+
+    def lock(self) -> None:
+        """Create the directory and hold it until the process ends, however it ends. ConfigError if another process does."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.path / "lock", "w")  # noqa: SIM115 (held open on purpose)
+        except OSError as error:
+            raise ConfigError(f"run_dir={self.path} cannot be used ({error.strerror}): choose another.") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"another process is training in run_dir={self.path}: wait for it, or choose another.") from None
+
+    def stored_config(self) -> Config | None:
+        """The resolved config of the run that was started here, if any."""
+        path = self.path / "config.yaml"
+        return load_config(str(path)) if path.exists() else None
+
+    def check_same(self, config: Config, stored: Config) -> None:
+        """ConfigError when this is the directory of another experiment."""
+        changed = differences(config, stored)
+        if changed:
+            raise ConfigError(
+                f"run_dir={self.path} holds a run of another config ({'; '.join(changed)}): choose another run_dir, or give "
+                f"the old values to go on with that run."
+            )
+
+    def write_config(self, config: Config) -> None:
+        temporary = self.path / "config.yaml.tmp"
+        temporary.write_text(to_yaml(config))
+        os.replace(temporary, self.path / "config.yaml")
+
+    def cut_after(self, step: int) -> None:
+        """Drop what a killed run wrote after `step`: metric lines and evaluation files."""
+        self.metrics.cut_after(step)
+        for file in (self.path / "eval").glob("*-*.jsonl"):
+            written = file.stem.rpartition("-")[2]
+            if written.isdigit() and int(written) > step:
+                file.unlink()

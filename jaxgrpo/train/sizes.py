@@ -1,0 +1,161 @@
+"""Sizes that nobody should have to choose: worked out once from the model, the mesh and the memory, then written down.
+
+What they come to is stored in the run directory's config.yaml and reused when the run is resumed, so that a machine with other
+memory does not change the compiled shapes.
+"""
+
+import os
+
+import jax
+import numpy as np
+
+from jaxgrpo.config import Config, ConfigError, flatten, replace
+from jaxgrpo.model.config import ModelConfig
+from jaxgrpo.model.parameters import parameter_table
+from jaxgrpo.parallel.mesh import mesh_shape, rollout_tensor_size
+from jaxgrpo.parallel.sharding import partition_spec
+
+GIB = 2**30
+CPU_CACHE_GIB = 2.0
+CPU_CHUNK, MAX_CHUNK = 16, 64
+MICRO_TOKENS = 8192  # tokens of one device's share of a micro-batch, unless one row is longer
+
+AUTO_KEYS = (
+    "data.tokenizer",
+    "train.steps",
+    "train.row_tokens",
+    "train.micro_rows",
+    "rollout.slots",
+    "rollout.cache_gib",
+    "rollout.chunk",
+    "rollout.prefill_tokens",
+    "rollout.tensor",
+    "reward.workers",
+    "mesh.fsdp",
+)
+_MESH_DEPENDENT = ("mesh.fsdp", "train.micro_rows", "rollout.slots", "rollout.tensor", "rollout.cache_gib")
+
+
+def adopt(config: Config, stored: Config, devices: int) -> Config:
+    """`config` with its automatic values taken from the run directory's, those that hang on another device count aside."""
+    same_devices = stored.mesh.data * stored.mesh.fsdp * stored.mesh.tensor == devices
+    mine, theirs = flatten(config), flatten(stored)
+    taken = [key for key in AUTO_KEYS if not mine[key] and (same_devices or key not in _MESH_DEPENDENT)]
+    return replace(config, {key: theirs[key] for key in taken})
+
+
+def resolve_sizes(config: Config, model: ModelConfig, devices: int, device_bytes: int | None) -> Config:
+    """Fill in every automatic size except train.steps and data.tokenizer.
+
+    device_bytes: memory of one device, None where it is unknown (CPU). ConfigError when sizes do not fit each other or a
+    single sequence does not fit the cache budget.
+    """
+    data, fsdp, tensor = mesh_shape(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
+    longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
+    changes = {"mesh.fsdp": fsdp, "train.row_tokens": config.train.row_tokens or longest}
+    if not config.rollout.tensor:
+        weights = sum(int(np.prod(s.shape)) for s in parameter_table(model)) * _itemsize(config.rollout.dtype)
+        changes["rollout.tensor"] = rollout_tensor_size(model.heads, devices, weights, device_bytes)
+    elif devices % config.rollout.tensor:
+        raise ConfigError(f"rollout.tensor={config.rollout.tensor} does not divide the {devices} devices.")
+    on_cpu = device_bytes is None
+    changes["rollout.chunk"] = config.rollout.chunk or min(
+        CPU_CHUNK if on_cpu else MAX_CHUNK, max(1, config.rollout.max_new_tokens - 1)
+    )
+    changes["rollout.prefill_tokens"] = config.rollout.prefill_tokens or max(
+        config.data.max_prompt_tokens, min(8192, config.data.prompts_per_step * config.data.max_prompt_tokens)
+    )
+    changes["rollout.cache_gib"] = config.rollout.cache_gib or (CPU_CACHE_GIB if on_cpu else 0.4 * device_bytes / GIB)
+    changes["reward.workers"] = config.reward.workers or len(os.sched_getaffinity(0))
+    config = replace(config, changes)
+    config = replace(config, {"rollout.slots": _slots(config, model, devices)})
+    return replace(config, {"train.micro_rows": _micro_rows(config, data * fsdp)})
+
+
+def _slots(config: Config, model: ModelConfig, devices: int) -> int:
+    replicas = devices // config.rollout.tensor
+    wanted = config.data.prompts_per_step * config.rollout.samples
+    per_slot = cache_bytes_per_slot(config, model)
+    fit = int(config.rollout.cache_gib * GIB // per_slot) * replicas
+    if config.rollout.slots:
+        if config.rollout.slots % replicas:
+            raise ConfigError(f"rollout.slots={config.rollout.slots} does not divide over {replicas} rollout replicas.")
+        if config.rollout.slots > fit:
+            raise ConfigError(
+                f"rollout.slots={config.rollout.slots} sequences need {config.rollout.slots / replicas * per_slot / GIB:.3g} GiB "
+                f"of cache per device, rollout.cache_gib={config.rollout.cache_gib:.3g}: at most rollout.slots={fit} fit."
+            )
+        return config.rollout.slots
+    if fit == 0:
+        raise ConfigError(
+            f"the KV cache of one sequence of {config.data.max_prompt_tokens + config.rollout.max_new_tokens} tokens takes "
+            f"{per_slot / GIB:.3g} GiB, rollout.cache_gib is {config.rollout.cache_gib:.3g}: raise it, or lower "
+            f"data.max_prompt_tokens or rollout.max_new_tokens, or spread a replica over more devices (rollout.tensor)."
+        )
+    return min(-(-wanted // replicas) * replicas, fit)
+
+
+def cache_bytes_per_slot(config: Config, model: ModelConfig) -> int:
+    """KV cache of one sequence on each device of its replica. K/V heads that do not divide by `tensor` are on all of them."""
+    tensor = config.rollout.tensor
+    heads = model.kv_heads // tensor if model.kv_heads % tensor == 0 else model.kv_heads
+    length = config.data.max_prompt_tokens + config.rollout.max_new_tokens
+    return 2 * model.layers * heads * model.head_dim * length * _itemsize(config.rollout.dtype)
+
+
+def _micro_rows(config: Config, batch_devices: int) -> int:
+    sequences = config.train.minibatch_prompts * config.rollout.samples
+    if config.train.micro_rows:
+        if config.train.micro_rows % batch_devices:
+            raise ConfigError(
+                f"train.micro_rows={config.train.micro_rows} does not divide over the {batch_devices} devices of data x fsdp: "
+                f"set it to a multiple of {batch_devices}, or to 0."
+            )
+        return config.train.micro_rows
+    per_device = max(1, MICRO_TOKENS // config.train.row_tokens)
+    return batch_devices * min(per_device, -(-sequences // batch_devices))
+
+
+def _itemsize(dtype: str) -> int:
+    return jax.numpy.dtype(dtype).itemsize
+
+
+def memory_table(config: Config, model: ModelConfig) -> dict[str, int]:
+    """Bytes per device by kind, from shapes and the sharding rules alone: nothing is compiled and no device is touched.
+
+    parameters and optimiser are the float32 master state; gradients exist during an update; the reference and the rollout
+    weights are in their compute dtypes; the cache is that of all slots of a replica.
+    """
+    mesh = jax.sharding.AbstractMesh((config.mesh.data, config.mesh.fsdp, config.mesh.tensor), ("data", "fsdp", "tensor"))
+    devices = config.mesh.data * config.mesh.fsdp * config.mesh.tensor
+    replicas = devices // config.rollout.tensor
+    rollout = jax.sharding.AbstractMesh((replicas, config.rollout.tensor), ("replica", "tensor"))
+    trained = sum(_share(spec, mesh) for spec in parameter_table(model))
+    sampled = sum(_share(spec, rollout) for spec in parameter_table(model))
+    moments = {"adamw": 2, "sgd": 0}[config.optim.optimizer]
+    reference = trained * _itemsize(config.train.dtype) if config.algo.kl_coef else 0
+    return {
+        "parameters": 4 * trained,
+        "optimiser": 4 * moments * trained,
+        "gradients": 4 * trained,
+        "reference": reference,
+        "rollout weights": sampled * _itemsize(config.rollout.dtype),
+        "KV cache": config.rollout.slots // replicas * cache_bytes_per_slot(config, model),
+    }
+
+
+def _share(spec, mesh) -> int:
+    """Elements of a parameter on one device."""
+    split = 1
+    for entry in partition_spec(spec.axes, spec.shape, mesh):
+        for axis in (entry,) if isinstance(entry, str) else entry or ():
+            split *= mesh.shape[axis]
+    return int(np.prod(spec.shape)) // split
+
+
+def device_memory(device) -> int | None:
+    """Bytes of memory of one accelerator; None on CPU, where the machine's memory is shared."""
+    if device.platform == "cpu":
+        return None
+    stats = device.memory_stats() or {}
+    return stats.get("bytes_limit")

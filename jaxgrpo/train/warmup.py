@@ -1,0 +1,138 @@
+"""A supervised start: next-token loss on responses of demonstrations, with the same rows and forward as GRPO.
+
+For the built-in task the start is weak on purpose: steps on right demonstrations until held-out Pass@1 reaches
+`warmup.stop_pass1`, then `warmup.corrupt_steps` on demonstrations of which a part is wrong.
+"""
+
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxgrpo.config import Config, OptimConfig, TrainConfig, WarmupConfig
+from jaxgrpo.data import EncodedPrompt, Problem, encode_prompts, load_demonstrations, warmup_examples
+from jaxgrpo.model.config import ModelConfig
+from jaxgrpo.parallel.sharding import replicated
+from jaxgrpo.train.rows import Rows, Sequence, pack
+from jaxgrpo.train.state import TrainState, init_state, make_optimizer, state_shardings
+from jaxgrpo.train.step import row_logprobs, rows_sharding
+
+Example = tuple[np.ndarray, np.ndarray]  # prompt and response tokens, the response ended by a stop token
+
+
+def make_supervised_update(model: ModelConfig, train: TrainConfig, optimizer: optax.GradientTransformation, mesh) -> Callable:
+    """`update(state, rows, used) -> (state, loss)`: mean negative log-probability of the response tokens; state donated."""
+
+    def update(state: TrainState, rows: Rows, used):
+        total = jnp.maximum(rows.mask.sum(), 1.0)
+
+        def loss(params, index):
+            micro = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, index, keepdims=False), rows)
+            logp, _ = row_logprobs(params, model, train, micro, 1.0)
+            return -jnp.sum(logp * micro.mask) / total
+
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
+            add = lambda i, sums: jax.tree.map(jnp.add, sums, jax.value_and_grad(loss)(state.params, i))  # noqa: E731
+            value, gradients = jax.lax.fori_loop(0, used, add, zero)
+            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+            return TrainState(optax.apply_updates(state.params, updates), opt_state), value
+
+    return jax.jit(
+        update, donate_argnames="state", out_shardings=(state_shardings(model, optimizer, mesh), replicated(mesh))
+    )
+
+
+def builtin_examples(seed: int, batch: int, corruption: float, start: int, encode: Callable) -> Iterator[list[Example]]:
+    """Endless batches of the built-in task's demonstrations."""
+    while True:
+        yield encode(warmup_examples(seed, start, batch, corruption))
+        start += batch
+
+
+def file_examples(path: str, seed: int, batch: int, encode: Callable) -> Iterator[list[Example]]:
+    """Endless batches of a file's demonstrations, reshuffled every epoch."""
+    rows = [
+        (Problem(i, messages, "demonstration", "", {}), response)
+        for i, (messages, response) in enumerate(load_demonstrations(path))
+    ]
+    rng = np.random.default_rng(seed)
+    order: list[int] = []
+    while True:
+        while len(order) < batch:
+            order += rng.permutation(len(rows)).tolist()
+        chosen, order = order[:batch], order[batch:]
+        yield encode([rows[i] for i in chosen])
+
+
+def make_encoder(tokenizer, stop_id: int, max_prompt: int, max_new: int) -> Callable:
+    """`encode(pairs) -> examples`: chat template around the prompt, the stop token after the response, cut to the limits."""
+
+    def encode(pairs: list[tuple[Problem, str]]) -> list[Example]:
+        prompts: list[EncodedPrompt] = encode_prompts(
+            [problem for problem, _ in pairs], tokenizer, max_tokens=max_prompt, overlong="error"
+        )[0]
+        responses = tokenizer([text for _, text in pairs], add_special_tokens=False)["input_ids"]
+        return [
+            (prompt.tokens, np.array([*ids, stop_id][:max_new], np.int32))
+            for prompt, ids in zip(prompts, responses, strict=True)
+        ]
+
+    return encode
+
+
+def warm_up(
+    params: dict,
+    model: ModelConfig,
+    config: Config,
+    mesh,
+    *,
+    encode: Callable,
+    pad_id: int,
+    pass1: Callable[[dict, int], float],
+    report: Callable[[str], None],
+) -> dict:
+    """Parameters after the supervised start. `pass1(params, step)` measures held-out Pass@1; `report` gets progress lines."""
+    warmup = config.warmup
+    optimizer = make_optimizer(OptimConfig(lr=warmup.lr, weight_decay=0.0))
+    state = init_state(params, model, optimizer, mesh)
+    update = make_supervised_update(model, config.train, optimizer, mesh)
+
+    def run(state: TrainState, batches: Iterator[list[Example]], first: int, steps: int, stop: float, name: str):
+        score = None
+        for step in range(first, first + steps):
+            rows, used = _rows(next(batches), config, pad_id)
+            state, loss = update(state, jax.device_put(rows, rows_sharding(mesh)), np.int32(used))
+            if (step + 1 - first) % warmup.check_every == 0 or step + 1 == first + steps:
+                score = pass1(state.params, step + 1)
+                report(f"warm-up ({name}) step {step + 1}: loss {float(loss):.3f}, held-out Pass@1 {score:.3f}")
+                if stop and score >= stop:
+                    return state, step + 1
+        return state, first + steps
+
+    clean = _batches(warmup, config, encode, corruption=0.0, start=0)
+    state, done = run(state, clean, 0, warmup.steps, warmup.stop_pass1, "right demonstrations")
+    if warmup.corrupt_steps:
+        wrong = _batches(warmup, config, encode, corruption=warmup.corruption, start=warmup.steps * warmup.batch)
+        state, _ = run(state, wrong, done, warmup.corrupt_steps, 0.0, "part of them wrong")
+    return state.params
+
+
+def _batches(warmup: WarmupConfig, config: Config, encode, *, corruption: float, start: int) -> Iterator[list[Example]]:
+    if warmup.demonstrations:
+        return file_examples(warmup.demonstrations, config.seed, warmup.batch, encode)
+    return builtin_examples(config.seed, warmup.batch, corruption, start, encode)
+
+
+def _rows(examples: list[Example], config: Config, pad_id: int) -> tuple[Rows, int]:
+    sequences = [Sequence(prompt, response, np.zeros(len(response), np.float32), 0.0) for prompt, response in examples]
+    micro_rows = min(config.train.micro_rows, _round_up(config.warmup.batch, config.mesh.data * config.mesh.fsdp))
+    return pack(
+        sequences, row_tokens=config.train.row_tokens, micro_rows=micro_rows, pad_id=pad_id, capacity=config.warmup.batch
+    )
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

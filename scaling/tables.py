@@ -1,0 +1,176 @@
+"""Results as plain text tables: a fit, the published comparison, held-out errors, laws against each other, spending."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from scaling.allocation import best_size, crossovers
+from scaling.comparison import Score
+from scaling.design import free_lines
+from scaling.extrapolation import Prediction
+from scaling.heldout import HeldOut, Trajectory
+from scaling.law import Law
+from scaling.published import Comparison
+from scaling.reuse import Reuse
+from scaling.runs import X_LABELS, size_label
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns padded to their widest entry, the first to the left, the others to the right."""
+    widths = [max(len(str(row[i])) for row in (header, *rows)) for i in range(len(header))]
+
+    def line(row):
+        cells = [str(cell).ljust(widths[0]) if i == 0 else str(cell).rjust(widths[i]) for i, cell in enumerate(row)]
+        return "  ".join(cells).rstrip()
+
+    return "\n".join([line(header), "  ".join("-" * width for width in widths), *(line(row) for row in rows)])
+
+
+def spread(pair: tuple[float, float] | None, scale: float = 1.0, digits: int = 4) -> str:
+    """An interval as text, '-' where there is none."""
+    return "-" if pair is None else f"[{pair[0] / scale:.{digits}f}, {pair[1] / scale:.{digits}f}]"
+
+
+def law_table(law: Law) -> str:
+    """Parameters with 95 % intervals, goodness pooled and per model, and every warning, above all else."""
+    interval = law.intervals
+    own, _, _ = free_lines(law.design)
+    diagnostics = law.residuals
+    n0_scale, n0_unit = _n0_unit(law.n0)
+    lines = [f"{law.family}: log10 L = -k(N) log10 X + E(N), k(N) = K_max / (1 + N_0/N), X = {X_LABELS[law.x]}"]
+    lines += [f"  ! {warning}" for warning in law.warnings]
+    lines += [
+        f"  objective {law.objective}, weights {law.weights}, {int(law.design.counts.sum())} points, "
+        + (f"{len(law.draws.k_max)} bootstrap fits ({law.resample}" + (f", block {law.block})" if law.block else ")")
+           if law.draws is not None else "no bootstrap")
+        + f", seed {law.seed}, data {law.digest[:12]}",
+        f"  K_max {law.k_max:.5f} {spread(interval.get('k_max'), digits=4)}   "
+        f"N_0 {law.n0 / n0_scale:.3f}{n0_unit} {spread(interval.get('n0'), n0_scale, 2)}",
+        f"  R2 pooled {law.r2:.5f} (between sizes), within models {law.r2_within:.4f}; "
+        f"fit: {'converged' if law.convergence['converged'] else 'NOT CONVERGED'}, "
+        f"{law.convergence['starts_agreeing']} of {law.convergence['starts']} starts agree, "
+        f"gradient {law.convergence['relative_gradient']:.0e}",
+    ]
+    rows = []
+    for i, n in enumerate(law.sizes):
+        label = law.design.labels[i]
+        rows.append([
+            label, int(law.design.counts[i]), f"{law.k(float(n)):.4f}", spread(interval.get("k", {}).get(label)), f"{own[i]:.4f}",
+            f"{law.e(float(n)):.4f}", spread(interval.get("e", {}).get(label)), f"{law.r2_per_model[label]:.3f}",
+            f"{diagnostics.rho[i]:.2f}", f"{diagnostics.n_eff[i]:.0f}", f"{diagnostics.curvature[i]:+.4f}",
+            f"{diagnostics.curvature_p[i]:.2f}",
+        ])
+    header = ["size", "points", "k(N)", "95 %", "k alone", "E(N)", "95 %", "R2", "rho", "n_eff", "curvature", "p"]
+    return "\n".join([*lines, table(header, rows)])
+
+
+def _n0_unit(n0: float) -> tuple[float, str]:
+    return next(((scale, unit) for scale, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")) if n0 >= scale / 10), (1.0, ""))
+
+
+def published_table(comparisons: Sequence[Comparison]) -> str:
+    """Table 6 and the full fits beside ours, with intervals, the verdict on each figure, and the reason of every miss."""
+    rows, reasons = [], []
+    for c in comparisons:
+        p, interval = c.published, c.law.intervals
+        mark = ""
+        if not c.reproduced:
+            reasons.append(c.reason)
+            mark = f" ({len(reasons)})"
+        rows.append([
+            f"{p.family} L(N,{'C' if p.x == 'compute' else 'D'}) {p.protocol}", int(c.law.design.counts.sum()), f"{p.k_max:.4f}",
+            f"{c.law.k_max:.4f}", spread(interval.get("k_max"), digits=3), f"{p.n0 / 1e9:.2f}", f"{c.law.n0 / 1e9:.2f}",
+            spread(interval.get("n0"), 1e9, 1), f"{p.r2:.4f}", f"{c.law.r2:.4f}", f"{c.law.r2_within:.3f}",
+            "-" if c.e_deviation is None else f"{c.e_deviation:.4f}",
+            ("reproduced" if c.reproduced else "NOT reproduced") + mark,
+        ])
+    header = ["fit", "points", "K_max", "ours", "95 %", "N_0 (B)", "ours", "95 %", "R2", "ours", "within", "max dE", "verdict"]
+    notes = [f"({i}) {reason}" for i, reason in enumerate(reasons, 1)]
+    return "\n".join([table(header, rows), *dict.fromkeys(notes)])
+
+
+def slopes_table(slopes: dict[str, list[tuple[str, float, float, float]]], within: float = 0.0005) -> str:
+    """Published slopes of each model by itself beside ours; agreement to `within`, or the difference."""
+    rows = [
+        [f"{family} {size}", f"{published:.4f}", f"{ours:.4f}", f"{quality:.2f}",
+         "reproduced" if abs(ours - published) <= within else f"off by {ours - published:+.4f}"]
+        for family, entries in slopes.items()
+        for size, published, ours, quality in entries
+    ]
+    return table(["one power law per model, D", "k", "ours", "R2 (log)", "verdict"], rows)
+
+
+def heldout_table(rows: Sequence[HeldOut]) -> str:
+    """Errors of predictions, each with what it was allowed to see."""
+    return table(
+        ["prediction", "points", "MAE", "MAPE", "end bias", "R2", "coverage", "width"],
+        [[r.basis, r.points, f"{r.mae:.4f}", f"{r.mape:.1%}", f"{r.end_bias:+.4f}", f"{r.r2:.3f}",
+          "-" if r.coverage is None else f"{r.coverage:.0%}", "-" if r.width is None else f"{r.width:.3f}"] for r in rows],
+    )
+
+
+def trajectory_table(trajectories: Sequence[Trajectory]) -> str:
+    """The rest of all curves from their beginnings: pooled errors, coverage, and the sizes whose interval fails."""
+    rows = []
+    for t in trajectories:
+        p = t.pooled
+        poor = [f"{size} {row.coverage:.0%}" for size, row in t.per_size.items() if row.coverage is not None and row.coverage < 0.85]
+        rows.append([f"first {t.fraction:.0%}", p.points, f"{p.mae:.4f}", f"{t.baseline_mae:.4f}", f"{p.end_bias:+.4f}",
+                     "-" if p.coverage is None else f"{p.coverage:.0%}", ", ".join(poor) or "none"])
+    header = ["fitted on", "predicted", "MAE", "last value", "end bias", "coverage", "sizes covered below 85 %"]
+    return table(header, rows)
+
+
+def score_table(scores: Sequence[Score]) -> str:
+    """Laws against each other, best hold-out first. '-': too few effective points, or no such figure."""
+    rows = []
+    for s in scores:
+        aicc = "-" if s.aicc != s.aicc else f"{s.aicc:.0f}"
+        difference = "-" if s.name == "joint" else f"[{s.difference[0]:+.4f}, {s.difference[1]:+.4f}]"
+        rows.append([s.name + ("" if s.converged else " (NOT CONVERGED)"), s.parameters or "-",
+                     "-" if s.rmse != s.rmse else f"{s.rmse:.5f}", aicc, f"{s.mape:.2%}",
+                     *(f"{value:.2%}" for value in s.mape_per_origin.values()), f"{s.bias:+.2%}", difference])
+    origins = [f"from {fraction:.0%}" for fraction in (scores[0].mape_per_origin if scores else {})]
+    return table(["law", "parameters", "rmse log10", "dAICc", "held-out MAPE", *origins, "end bias", "MAPE - joint, 95 %"], rows)
+
+
+def prediction_table(predictions: Sequence[Prediction]) -> str:
+    """One row per predicted point: loss, band of the law, interval of a new evaluation, and what was known of that size."""
+    rows, reasons = [], []
+    for p in predictions:
+        reasons += [p.reason] if p.reason else []
+        for i, x in enumerate(p.x):
+            band = "-" if p.low is None else f"[{p.mean_low[i]:.4f}, {p.mean_high[i]:.4f}]"
+            new = "-" if p.low is None else f"[{p.low[i]:.4f}, {p.high[i]:.4f}]"
+            rows.append([size_label(p.n), f"{x:.3e}", f"{p.loss[i]:.4f}", band, new, p.basis])
+    header = ["size", "X", "loss", "band of the law", "interval of an evaluation", "basis"]
+    return "\n".join([table(header, rows), *dict.fromkeys(reasons)])
+
+
+def spending_table(law: Law, budgets: Sequence[float]) -> str:
+    """Crossovers of neighbouring sizes, and the size to train at each budget among those whose data cover it."""
+    rows = [[f"{c.small} -> {c.large}", f"{c.x:.2e}", "-" if c.low is None else f"[{c.low:.1e}, {c.high:.1e}]",
+             "inside the data" if c.covered else "OUTSIDE the data of at least one"] for c in crossovers(law)]
+    lines = [table([f"crossover in {law.x}", "X", "95 %", "where"], rows)]
+    for budget in budgets:
+        choices = best_size(law, budget)
+        covered = [c for c in choices if c.covered]
+        if not covered:
+            lines.append(f"at {law.x} = {budget:.2e}: no size has data there, so none is recommended")
+            continue
+        shares = ", ".join(f"{c.size} {c.loss:.3f}" + ("" if c.probability_best is None else f" (best in {c.probability_best:.0%})")
+                           for c in covered)
+        left = ", ".join(c.size for c in choices if not c.covered)
+        lines.append(f"at {law.x} = {budget:.2e}: {shares}" + (f"; not covered by data: {left}" if left else ""))
+    return "\n".join(lines)
+
+
+def reuse_table(rows: Sequence[Reuse]) -> str:
+    """Reuse factors against tau = 1: 'worse' or 'better' where the interval of the difference excludes 0."""
+    body = []
+    for r in rows:
+        low, high = r.difference_interval
+        verdict = "reference" if r.factor == 1 else "worse" if low > 0 else "better" if high < 0 else "no difference seen"
+        body.append([f"tau {r.factor:g}", r.runs, f"{r.final:.4f}", spread(r.final_interval), f"{r.difference:+.4f}",
+                     spread(r.difference_interval), f"{r.k:.4f}", verdict])
+    return table(["data reuse", "runs", "final loss", "95 %", "minus tau 1", "95 %", "k", "verdict"], body)
