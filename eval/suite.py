@@ -58,7 +58,12 @@ def sample_and_grade(
 ) -> Graded:
     """Sample `samples` responses to every prompt. Grading starts as each one ends, while others are still being decoded."""
     requests = [
-        Request(p.tokens, sample_keys(seed, stream, step, np.full(samples, p.problem.index), np.arange(samples)), temperature, max_new)
+        Request(
+            p.tokens,
+            sample_keys(seed, stream, step, np.full(samples, p.problem.index), np.arange(samples)),
+            temperature,
+            max_new,
+        )
         for p in prompts
     ]
 

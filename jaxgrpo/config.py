@@ -12,11 +12,15 @@ from typing import Any, Literal
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
+
+from jaxgrpo.errors import UserError
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A configuration that cannot be used; the message names the key, the value and the remedy."""
+
+    exit_code = 2
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,7 @@ class WarmupConfig:
     check_every: int = 20  # steps between those checks
     corrupt_steps: int = 0  # then this many steps on labels of which a part is wrong (built-in task only)
     corruption: float = 0.0  # that part
+    corrupt_lr: float = 1e-3
 
 
 @dataclass(frozen=True)
@@ -255,7 +260,7 @@ def to_yaml(config: Config) -> str:
 
 _AT_LEAST = {
     0: "data.epochs rollout.slots rollout.cache_gib rollout.chunk rollout.prefill_tokens rollout.tensor reward.workers algo.kl_coef "
-    "algo.clip_low algo.clip_high optim.lr optim.warmup_updates optim.weight_decay train.steps train.row_tokens "
+    "algo.clip_low algo.clip_high optim.lr warmup.lr warmup.corrupt_lr optim.warmup_updates optim.weight_decay train.steps train.row_tokens "
     "train.micro_rows warmup.steps warmup.corrupt_steps warmup.corruption eval.every eval.limit eval.temperature mesh.fsdp seed",
     1: "data.prompts_per_step data.max_prompt_tokens rollout.samples rollout.max_new_tokens train.minibatch_prompts train.unroll "
     "train.logit_chunk warmup.batch warmup.check_every eval.samples checkpoint.every checkpoint.keep mesh.data mesh.tensor "

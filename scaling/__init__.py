@@ -7,8 +7,8 @@
 Needs numpy, scipy and matplotlib, never jax. `python -m scaling` compares with the published fits of arXiv 2509.25300.
 """
 
-from scaling.law import Law, fit, fit_each, profile
 from scaling.extrapolation import Prediction
+from scaling.law import Law, fit, fit_each, profile
 from scaling.reading import load
 from scaling.runs import Curve, DataError, Runs
 

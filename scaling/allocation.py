@@ -20,7 +20,8 @@ OUTSIDE = 1.0001  # a budget beyond the last step by less than this factor count
 
 @dataclass(frozen=True)
 class Requirement:
-    """X needed by size n for a loss; inf where the law never reaches it. low, high: interval (None without bootstrap)."""
+    """X needed by size n for a loss; inf where the law never reaches it. low, high: interval (None without
+    bootstrap)."""
 
     n: float
     target: float
@@ -32,7 +33,8 @@ class Requirement:
 
 @dataclass(frozen=True)
 class Choice:
-    """A size at a budget: predicted loss, whether its data cover the budget, and the share of bootstrap fits where it is best.
+    """A size at a budget: predicted loss, whether its data cover the budget, and the share of bootstrap fits where it
+    is best.
 
     probability_best counts only covered sizes against each other; it is None for the others and without bootstrap.
     """
@@ -93,7 +95,8 @@ def covers(law: Law, row: int, x: float) -> bool:
 
 
 def best_size(law: Law, budget: float) -> list[Choice]:
-    """The fitted sizes at X = budget, lowest predicted loss first. Decide among the covered ones; the others are flagged."""
+    """The fitted sizes at X = budget, lowest predicted loss first. Decide among the covered ones; the others are
+    flagged."""
     if not (np.isfinite(budget) and budget > 0):
         raise DataError(f"budget={budget}: must be a positive number of {law.x}")
     t = np.log10(budget)
@@ -104,15 +107,21 @@ def best_size(law: Law, budget: float) -> list[Choice]:
         drawn = np.where(covered, law.draws.e_RM - law.draws.slopes(law.sizes) * t, np.inf)
         share = (drawn == drawn.min(1, keepdims=True)).mean(0)
     choices = [
-        Choice(float(n), law.design.labels[i], float(loss[i]), bool(covered[i]),
-               float(share[i]) if covered[i] and np.isfinite(share[i]) else None)
+        Choice(
+            float(n),
+            law.design.labels[i],
+            float(loss[i]),
+            bool(covered[i]),
+            float(share[i]) if covered[i] and np.isfinite(share[i]) else None,
+        )
         for i, n in enumerate(law.sizes)
     ]
     return sorted(choices, key=lambda choice: (not choice.covered, choice.loss))
 
 
 def crossovers(law: Law, level: float = INTERVAL_LEVEL) -> list[Crossover]:
-    """Where each size meets the next larger one: log10 X = (E_large - E_small) / (k_large - k_small), with intervals."""
+    """Where each size meets the next larger one: log10 X = (E_large - E_small) / (k_large - k_small), with
+    intervals."""
     found = []
     for i in range(len(law.sizes) - 1):
         pair = slice(i, i + 2)

@@ -54,25 +54,34 @@ class Design:
 def design(runs: Runs, x: str = "compute", weights: str = "model", minimum_sizes: int = 2) -> Design:
     """Average repeated runs and lay one family's curves out for a fit of L against X = `x`.
 
-    weights: 'model' gives every size the same total weight (the paper's), 'point' every point, 'variance' starts as 'point' and is
-    refined by `variance_weights`. Raises DataError for several families, too few sizes or too few points of one.
+    weights: 'model' gives every size the same total weight (the paper's), 'point' every point, 'variance' starts as
+    'point' and is refined by `variance_weights`. Raises DataError for several families, too few sizes or too few points
+    of one.
     """
     if weights not in WEIGHTS:
         raise DataError(f"weights={weights!r} is not known: choose one of {', '.join(WEIGHTS)}")
     if len(runs.families) > 1:
-        raise DataError(f"the law is fitted to one family at a time, here are {', '.join(runs.families)}: "
-                        f"choose with runs.select(family={runs.families[0]!r}) or --family")
+        raise DataError(
+            f"the law is fitted to one family at a time, here are {', '.join(runs.families)}: "
+            f"choose with runs.select(family={runs.families[0]!r}) or --family"
+        )
     if len({curve.reuse_factor for curve in runs}) > 1:
-        raise DataError("the runs differ in reuse_factor: choose with runs.select(reuse_factor=...), or use scaling.reuse")
+        raise DataError(
+            "the runs differ in reuse_factor: choose with runs.select(reuse_factor=...), or use scaling.reuse"
+        )
     curves = runs.mean()
     if len(curves.sizes) < minimum_sizes:
-        raise DataError(f"the joint law needs at least {minimum_sizes} model sizes, here is {len(curves.sizes)} "
-                        f"({', '.join(c.size for c in curves)}): add runs of other sizes, or use scaling.fit_each for one "
-                        "power law per model")
+        raise DataError(
+            f"the joint law needs at least {minimum_sizes} model sizes, here is {len(curves.sizes)} "
+            f"({', '.join(c.size for c in curves)}): add runs of other sizes, or use scaling.fit_each for one "
+            "power law per model"
+        )
     for curve in curves:
         if len(curve) < MINIMUM_POINTS:
-            raise DataError(f"{curve.where()} has {len(curve)} evaluated steps, a slope and its scatter need at least "
-                            f"{MINIMUM_POINTS}: evaluate more often, or leave this size out")
+            raise DataError(
+                f"{curve.where()} has {len(curve)} evaluated steps, a slope and its scatter need at least "
+                f"{MINIMUM_POINTS}: evaluate more often, or leave this size out"
+            )
         if np.ptp(curve.x(x)) == 0:
             raise DataError(f"{curve.where()}: {x} is {curve.x(x)[0]:g} at every point, there is no slope to fit")
     length = max(len(curve) for curve in curves)
@@ -84,12 +93,27 @@ def design(runs: Runs, x: str = "compute", weights: str = "model", minimum_sizes
         t[row, k:] = t[row, k - 1]
         w[row, :k] = 1.0 / k if weights == "model" else 1.0
     test_n = np.array([np.nanmedian(c.test_n) if np.isfinite(c.test_n).any() else np.nan for c in curves])
-    return Design(t, y, w, np.array([c.n for c in curves]), tuple(c.size for c in curves), curves.families[0], x,
-                  test_n, repeats, curves.notes)
+    return Design(
+        t,
+        y,
+        w,
+        np.array([c.n for c in curves]),
+        tuple(c.size for c in curves),
+        curves.families[0],
+        x,
+        test_n,
+        repeats,
+        curves.notes,
+    )
 
 
-def solve(d: Design, objective: str, y_RMT: np.ndarray | None = None, start: Solution | None = None,
-          fixed_v: float | None = None) -> Solution:
+def solve(
+    d: Design,
+    objective: str,
+    y_RMT: np.ndarray | None = None,
+    start: Solution | None = None,
+    fixed_v: float | None = None,
+) -> Solution:
     """Fit the joint law to `y_RMT` (default: the data, R = 1) with weights d.w_MT. `fixed_v` holds log10 N_0."""
     if objective not in OBJECTIVES:
         raise DataError(f"objective={objective!r} is not known: choose one of {', '.join(OBJECTIVES)}")
@@ -101,8 +125,15 @@ def solve(d: Design, objective: str, y_RMT: np.ndarray | None = None, start: Sol
         return solve_huber(d.t_MT, y, d.w_MT, d.sizes, huber_thresholds(d), fixed_v)
     if start is not None:
         repeat = len(y) if len(start.k_max) == 1 else 1
-        begin = Solution(np.repeat(start.k_max, repeat), np.repeat(start.n0, repeat), start.e_RM, start.cost, start.gradient,
-                         start.at_bound, 0)
+        begin = Solution(
+            np.repeat(start.k_max, repeat),
+            np.repeat(start.n0, repeat),
+            start.e_RM,
+            start.cost,
+            start.gradient,
+            start.at_bound,
+            0,
+        )
     else:
         begin = log
     return solve_linear(d.t_MT, 10.0**y, d.w_MT, d.sizes, begin, fixed_v)
@@ -134,8 +165,9 @@ def fitted(d: Design, solution: Solution, replicate: int = 0) -> np.ndarray:
 def variance_weights(d: Design, rounds: int = 5) -> Design:
     """`d` with weights 1 / variance of log10 L: binomial noise of the evaluation plus a scatter of each model.
 
-    var(log10 L) = [ (1 - L) / (L n R) + sigma_m^2 ] / ln(10)^2 with n questions and R averaged runs (n unknown: sigma_m^2 alone);
-    sigma_m^2 by the moment equation on the residuals, repeated `rounds` times. L is the fitted one, never the noisy one.
+    var(log10 L) = [ (1 - L) / (L n R) + sigma_m^2 ] / ln(10)^2 with n questions and R averaged runs (n unknown:
+    sigma_m^2 alone); sigma_m^2 by the moment equation on the residuals, repeated `rounds` times. L is the fitted one,
+    never the noisy one.
     """
     current = d
     for _ in range(rounds):
@@ -147,5 +179,7 @@ def variance_weights(d: Design, rounds: int = 5) -> Design:
             squares = (LN10 * (d.y_MT - fit)[i, present]) ** 2
             spread = max(squares.sum() / (len(squares) - 2) - binomial[i, present].mean(), 0.05 * squares.mean(), 1e-12)
             weight[i, present] = 1.0 / (binomial[i, present] + spread)
-        current = Design(d.t_MT, d.y_MT, weight / weight.max(), d.sizes, d.labels, d.family, d.x, d.test_n, d.repeats_MT, d.notes)
+        current = Design(
+            d.t_MT, d.y_MT, weight / weight.max(), d.sizes, d.labels, d.family, d.x, d.test_n, d.repeats_MT, d.notes
+        )
     return current

@@ -1,18 +1,20 @@
 """Predictions: along a fitted curve, and to a size that was not fitted.
 
-A new size needs an intercept. E(N) itself is a poor thing to extrapolate, above all for compute, where it is the value of the law
-18 decades away from any data. So the level is extrapolated: log10 L at a pivot X_p(N) in the middle of the data, with X_p
-proportional to N for compute (equal data at every size) and constant for data and steps. The level at N is read off the
-line through the two fitted sizes nearest to it in log N; E(N) = level + k(N) log10 X_p(N). Two was chosen on the published curves
-up to 32B, where lines through three or four sizes miss the next size by two to three times as much.
+A new size needs an intercept. E(N) itself is a poor thing to extrapolate, above all for compute, where it is the value
+of the law 18 decades away from any data. So the level is extrapolated: log10 L at a pivot X_p(N) in the middle of the
+data, with X_p proportional to N for compute (equal data at every size) and constant for data and steps. The level at N
+is read off the line through the two fitted sizes nearest to it in log N; E(N) = level + k(N) log10 X_p(N). Two was
+chosen on the published curves up to 32B, where lines through three or four sizes miss the next size by two to three
+times as much.
 
-How wrong that is cannot be seen in the scatter of one law. It is measured by doing the same with less: the law and the line are
-fitted to the sizes below each fitted size, which is then predicted, and the errors of level and slope per decade of N are kept.
-A prediction for a new size carries errors of that scale (Student t with as many degrees of freedom as there were such errors).
+How wrong that is cannot be seen in the scatter of one law. It is measured by doing the same with less: the law and the
+line are fitted to the sizes below each fitted size, which is then predicted, and the errors of level and slope per
+decade of N are kept. A prediction for a new size carries errors of that scale (Student t with as many degrees of
+freedom as there were such errors).
 
-A fitted size has an error of this kind too: its own slope is not exactly the law's k(N). The scatter of own slopes around the law
-beyond their sampling error is a random effect that intervals of new evaluations carry (about the centre of the data), while the
-band of the law holds the uncertainty of its parameters only.
+A fitted size has an error of this kind too: its own slope is not exactly the law's k(N). The scatter of own slopes
+around the law beyond their sampling error is a random effect that intervals of new evaluations carry (about the centre
+of the data), while the band of the law holds the uncertainty of its parameters only.
 
 Shapes: M models, T points, R replicates, P requested points.
 """
@@ -41,9 +43,9 @@ GROWS_WITH_N = {"compute": 1.0, "compute_total": 1.0, "data": 0.0, "step": 0.0}
 class Prediction:
     """Loss of one size at P points.
 
-    basis: 'fitted' (slope and intercept from this model's data), 'new size' (neither), 'calibrated' (slope from the law, intercept
-    from the first points given). mean_low, mean_high: band of the law; low, high: interval of one new evaluation. The four are None
-    where `reason` says why there is no interval.
+    basis: 'fitted' (slope and intercept from this model's data), 'new size' (neither), 'calibrated' (slope from the
+    law, intercept from the first points given). mean_low, mean_high: band of the law; low, high: interval of one new
+    evaluation. The four are None where `reason` says why there is no interval.
     """
 
     n: float
@@ -92,7 +94,8 @@ def level_line(d: Design, solution: Solution, n: float, nearest: int = NEAREST, 
 
 @dataclass(frozen=True)
 class SizeErrors:
-    """Observed minus predicted level (log10 L) and slope of sizes predicted from smaller ones, per decade of N; shape (J,)."""
+    """Observed minus predicted level (log10 L) and slope of sizes predicted from smaller ones, per decade of N; shape
+    (J,)."""
 
     level: np.ndarray
     slope: np.ndarray
@@ -122,7 +125,8 @@ def size_errors(d: Design, objective: str) -> SizeErrors:
 
 
 def slope_misfit(d: Design, solution: Solution) -> float:
-    """Standard deviation of the models' own slopes around k(N) that their sampling error does not explain; 0 for two sizes."""
+    """Standard deviation of the models' own slopes around k(N) that their sampling error does not explain; 0 for two
+    sizes."""
     if len(d.sizes) < 3:
         return 0.0
     own, _, line = free_lines(d)
@@ -137,8 +141,16 @@ def slope_misfit(d: Design, solution: Solution) -> float:
 
 def subset(d: Design, rows: np.ndarray) -> Design:
     """The design of some of the models."""
-    return replace(d, t_MT=d.t_MT[rows], y_MT=d.y_MT[rows], w_MT=d.w_MT[rows], sizes=d.sizes[rows],
-                   labels=tuple(d.labels[int(i)] for i in rows), test_n=d.test_n[rows], repeats_MT=d.repeats_MT[rows])
+    return replace(
+        d,
+        t_MT=d.t_MT[rows],
+        y_MT=d.y_MT[rows],
+        w_MT=d.w_MT[rows],
+        sizes=d.sizes[rows],
+        labels=tuple(d.labels[int(i)] for i in rows),
+        test_n=d.test_n[rows],
+        repeats_MT=d.repeats_MT[rows],
+    )
 
 
 def predict(law: Law, n: float, x, level: float, calibrate: tuple | None = None) -> Prediction:
@@ -179,8 +191,11 @@ def _new_size(law: Law, n: float, t: np.ndarray, level: float) -> Prediction:
     row, decades = _nearest(law, n)
     errors = law.size_errors
     if law.draws is None or len(errors.level) < 2:
-        reason = ("the law was fitted without bootstrap" if law.draws is None else
-                  f"{len(law.sizes)} sizes are too few to measure the error of a new size; it takes {FEWEST_SIZES + 2}")
+        reason = (
+            "the law was fitted without bootstrap"
+            if law.draws is None
+            else f"{len(law.sizes)} sizes are too few to measure the error of a new size; it takes {FEWEST_SIZES + 2}"
+        )
         return _without_interval(n, t, centre, level, "new size", reason)
     rng = np.random.default_rng(law.seed)
     drawn = level_line(law.design, law.draws, n)
@@ -207,9 +222,12 @@ def _calibrated(law: Law, n: float, t: np.ndarray, level: float, calibrate: tupl
     rng = np.random.default_rng(law.seed)
     count = len(law.draws.k_max)
     k = law.draws.slopes(np.array([n])) + (
-        rng.standard_t(len(errors.slope), size=(count, 1)) * errors.scale[1] * decades)
+        rng.standard_t(len(errors.slope), size=(count, 1)) * errors.scale[1] * decades
+    )
     residual = resampling.inflated_residuals(law.design, law.solution)[row, law.design.present[row]]
-    off_level = rng.normal(size=(count, 1)) * residual.std() * np.sqrt(goodness.autocorrelation(residual)[1] / len(first_t))
+    off_level = (
+        rng.normal(size=(count, 1)) * residual.std() * np.sqrt(goodness.autocorrelation(residual)[1] / len(first_t))
+    )
     draws = first_y.mean() - k * (t - first_t.mean()) + off_level
     return _with_interval(n, t, centre, draws, _new_evaluation(law, row, draws.shape, rng), level, basis)
 

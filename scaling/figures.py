@@ -1,12 +1,14 @@
-"""Figures of a law in the manner of the paper: curves with predicted parts and bands, k(N), residuals, the profile of N_0.
+"""Figures of a law in the manner of the paper: curves with predicted parts and bands, k(N), residuals, the profile of
+N_0.
 
-Single-column figures are 3.4 inches wide, text 7 to 8 points. Sizes are coloured by an ordered, colour-blind-safe map (cividis), and
-markers repeat the information; predictions are dashed. `save` writes vector (PDF) and PNG.
+Single-column figures are 3.4 inches wide, text 7 to 8 points. Sizes are coloured by an ordered, colour-blind-safe map
+(viridis), and markers repeat the information; predictions are dashed. `save` writes vector (PDF) and PNG.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
 
 import matplotlib
@@ -16,20 +18,38 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 
 from scaling.design import fitted, free_lines
 from scaling.goodness import autocorrelation
-from scaling.law import INTERVAL_LEVEL, Law, profile
+from scaling.law import Law, profile
 from scaling.runs import X_LABELS, Curve, size_label
 
 COLUMN = 3.4
 PAGE = 7.0
 STYLE = {
-    "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7, "legend.fontsize": 6.5,
-    "axes.linewidth": 0.6, "lines.linewidth": 1.2, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
-    "font.family": "sans-serif", "pdf.fonttype": 42, "savefig.dpi": 300, "axes.grid": True, "grid.linewidth": 0.3,
-    "grid.color": "0.88", "xtick.major.width": 0.6, "ytick.major.width": 0.6, "axes.axisbelow": True,
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 6.5,
+    "axes.linewidth": 0.6,
+    "lines.linewidth": 1.2,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "font.family": "sans-serif",
+    "pdf.fonttype": 42,
+    "savefig.dpi": 300,
+    "axes.grid": True,
+    "grid.linewidth": 0.3,
+    "grid.color": "0.88",
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "axes.axisbelow": True,
 }
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "0.45"
-LOSS_TICKS = np.array([0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
+LOSS_TICKS = np.array(
+    [0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+)
 
 
 def save(figure: Figure, folder: str | Path, name: str) -> list[Path]:
@@ -39,20 +59,32 @@ def save(figure: Figure, folder: str | Path, name: str) -> list[Path]:
     paths = [folder / f"{name}.{kind}" for kind in ("pdf", "png")]
     with matplotlib.rc_context(STYLE):
         for path in paths:
-            figure.savefig(path, bbox_inches="tight", metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
+            figure.savefig(
+                path, bbox_inches="tight", metadata={"CreationDate": None} if path.suffix == ".pdf" else None
+            )
     return paths
+
+
+def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Draw under STYLE without touching the caller's matplotlib settings."""
+
+    @wraps(draw)
+    def wrapper(*args, **kwargs):
+        with matplotlib.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return wrapper
 
 
 def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **options):
     """A figure without global state, and its axes as an array of shape (rows, columns)."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        return figure, figure.subplots(rows, columns, squeeze=False, **options)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
 def colours(count: int) -> list:
     """`count` ordered colours, dark to light, none too pale to see on white."""
-    return [matplotlib.colormaps["cividis"](v) for v in np.linspace(0.0, 0.88, count)]
+    return [matplotlib.colormaps["viridis"](v) for v in np.linspace(0.0, 0.88, count)]
 
 
 def loss_axis(axis) -> None:
@@ -72,7 +104,7 @@ def x_axis(axis, label: str) -> None:
     """Logarithmic X with ticks at decades (at 1, 2, 5 where fewer than two decades are shown)."""
     axis.set_xscale("log")
     low, high = axis.get_xlim()
-    if np.log10(high / low) < 2:
+    if np.log10(high / low) < 2.5:
         axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axis.xaxis.set_major_formatter(FuncFormatter(_plain))
     else:
@@ -95,6 +127,7 @@ def size_axis(axis, sizes: Sequence[float], labels: Sequence[str]) -> None:
     axis.set_xlabel("model size N (parameters)")
 
 
+@styled
 def curves(law: Law, measured: Sequence[Curve] = (), title: str = "") -> Figure:
     """Measured points with the law: solid over the fitted points, dashed with its interval where it predicts.
 
@@ -118,14 +151,18 @@ def curves(law: Law, measured: Sequence[Curve] = (), title: str = "") -> Figure:
         last = fitted_x.max() if row is not None else 0.0
         if curve is not None:
             beyond = curve.x(law.x) > last
-            axis.scatter(curve.x(law.x)[beyond], curve.loss[beyond], facecolors="none", edgecolors=[colour], alpha=0.7, **style)
+            axis.scatter(
+                curve.x(law.x)[beyond], curve.loss[beyond], facecolors="none", edgecolors=[colour], alpha=0.7, **style
+            )
         finish = curve.x(law.x).max() if curve is not None else min(max(ends), last * 2)
         if finish > last * 1.01:
             span = np.geomspace(last or curve.x(law.x).min(), finish, 60)
             prediction = law.predict(n, span)
             axis.plot(span, prediction.loss, "--", color=colour, zorder=4)
             if prediction.low is not None:
-                axis.fill_between(span, prediction.low, prediction.high, color=colour, alpha=0.16, linewidth=0, zorder=1)
+                axis.fill_between(
+                    span, prediction.low, prediction.high, color=colour, alpha=0.16, linewidth=0, zorder=1
+                )
         axis.plot([], [], color=colour, marker=marker, markersize=3, label=label)
     x_axis(axis, X_LABELS[law.x])
     loss_axis(axis)
@@ -134,6 +171,7 @@ def curves(law: Law, measured: Sequence[Curve] = (), title: str = "") -> Figure:
     return figure
 
 
+@styled
 def saturation(laws: Sequence[tuple[str, Law]], title: str = "") -> Figure:
     """k(N) of one or two laws with 95 % bands, and every model's own slope with its autocorrelation-corrected error."""
     figure, axes = canvas(COLUMN, 2.4)
@@ -142,19 +180,31 @@ def saturation(laws: Sequence[tuple[str, Law]], title: str = "") -> Figure:
     top = 0.0
     for (name, law), colour, line in zip(laws, (BLUE, ORANGE, GREY), ("-", "--", ":"), strict=False):
         n = np.geomspace(reference.sizes.min() / 1.5, reference.sizes.max() * 1.8, 100)
-        axis.plot(n, law.k(n), line, color=colour, label=f"{name}: $K_{{max}}$ {law.k_max:.3f}, $N_0$ {size_label(law.n0)}")
+        axis.plot(
+            n, law.k(n), line, color=colour, label=f"{name}: $K_{{max}}$ {law.k_max:.3f}, $N_0$ {size_label(law.n0)}"
+        )
         top = max(top, float(law.k(n).max()))
         if law.draws is not None:
             low, high = np.percentile(law.draws.slopes(n), [2.5, 97.5], axis=0)
             axis.fill_between(n, low, high, color=colour, alpha=0.15, linewidth=0)
     own, error = own_slopes(reference)
-    axis.errorbar(reference.sizes, own, 1.96 * error, fmt="o", markersize=3, color="black", elinewidth=0.7, capsize=1.5,
-                  label="each model alone, 95 %", zorder=5)
+    axis.errorbar(
+        reference.sizes,
+        own,
+        1.96 * error,
+        fmt="o",
+        markersize=3,
+        color="black",
+        elinewidth=0.7,
+        capsize=1.5,
+        label="each model alone, 95 %",
+        zorder=5,
+    )
     size_axis(axis, reference.sizes, reference.design.labels)
-    axis.set_ylim(min(0, float((own - 1.96 * error).min())), 1.15 * max(top, float((own + 1.96 * error).max())))
+    axis.set_ylim(min(0, float((own - 1.96 * error).min())), 1.35 * max(top, float((own + 1.96 * error).max())))
     axis.set_ylabel("slope k(N)")
     axis.set_title(title or f"{reference.family}, X = {reference.x}")
-    axis.legend(loc="upper left")
+    axis.legend(loc="upper left", borderpad=0.1)
     return figure
 
 
@@ -169,8 +219,10 @@ def own_slopes(law: Law) -> tuple[np.ndarray, np.ndarray]:
     return own, np.array(errors)
 
 
+@styled
 def residuals(law: Law) -> Figure:
-    """Log10 residuals of every model along X: a law that holds leaves a flat band; curvature is what it cannot describe."""
+    """Log10 residuals of every model along X: a law that holds leaves a flat band; curvature is what it cannot
+    describe."""
     d = law.design
     columns = min(4, len(law.sizes))
     rows = -(-len(law.sizes) // columns)
@@ -195,6 +247,7 @@ def residuals(law: Law) -> Figure:
     return figure
 
 
+@styled
 def n0_profile(law: Law) -> Figure:
     """Left: profile likelihood of N_0 with its interval. Right: the bootstrap fits in the plane of N_0 and K_max."""
     result = profile(law)
@@ -212,7 +265,9 @@ def n0_profile(law: Law) -> Figure:
     left.set_xlabel("$N_0$ (parameters)")
     left.set_ylabel("twice the log-likelihood lost")
     low, high = result["interval"]
-    left.set_title("open: not bounded by the data" if result["open"] else f"95 %: {size_label(low)} to {size_label(high)}")
+    left.set_title(
+        "open: not bounded by the data" if result["open"] else f"95 %: {size_label(low)} to {size_label(high)}"
+    )
     left.legend()
     if law.draws is not None:
         right.scatter(law.draws.n0, law.draws.k_max, s=2, color=BLUE, alpha=0.25, linewidths=0)
@@ -223,13 +278,15 @@ def n0_profile(law: Law) -> Figure:
     right.scatter([law.n0], [law.k_max], marker="+", color=ORANGE, s=40, zorder=5, label="fit")
     right.set_xlabel("$N_0$ (parameters)")
     right.set_ylabel("$K_{max}$")
-    right.set_title(f"{'no' if law.draws is None else len(law.draws.k_max)} bootstrap fits, {INTERVAL_LEVEL:.0%} intervals from them")
+    right.set_title(f"{0 if law.draws is None else len(law.draws.k_max)} bootstrap fits")
     right.legend(loc="upper left")
     return figure
 
 
 def _one_two_five(low: float, high: float) -> list[float]:
     """Ticks 1, 2, 5 (only 1 beyond two decades) inside [low, high]."""
-    steps = (1,) if high / low > 100 else (1, 2, 5) if high / low > 4 else (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 4, 5, 6, 8)
+    steps = (
+        (1,) if high / low > 100 else (1, 2, 5) if high / low > 4 else (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 4, 5, 6, 8)
+    )
     powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
     return [step * 10.0**power for power in powers for step in steps if low <= step * 10.0**power <= high]

@@ -1,4 +1,5 @@
-"""Other laws for the same curves, behind one interface: fitted by weighted least squares of log10 L, compared in `comparison`.
+"""Other laws for the same curves, behind one interface: fitted by weighted least squares of log10 L, compared in
+`comparison`.
 
 name          L(X) of a model of size N                                               parameters of M models
 constant      10^E_N X^-k, one k for all sizes                                        M + 1
@@ -43,7 +44,8 @@ def fit_form(name: str, d: Design) -> FormFit:
 
 
 def equal_scatter(d: Design) -> Design:
-    """`d` weighted by 1 / (residual variance of each model's own power law), so noisy sizes do not dominate a comparison."""
+    """`d` weighted by 1 / (residual variance of each model's own power law), so noisy sizes do not dominate a
+    comparison."""
     _, _, line = free_lines(d)
     residual = np.where(d.present, d.y_MT - line, 0.0)
     variance = (residual**2).sum(1, keepdims=True) / np.maximum(d.counts[:, None] - 2, 1)
@@ -77,8 +79,13 @@ def _per_model(name: str, d: Design, curve: Callable, starts: Callable, low: lis
         t, y = d.t_MT[i, present], d.y_MT[i, present]
         centre = t.mean()
         fits = [
-            least_squares(lambda p, t=t, y=y, c=centre: np.log10(np.maximum(curve(p, t - c), SMALLEST_LOSS)) - y,
-                          np.clip(start, low, high), bounds=(low, high), x_scale="jac", max_nfev=400)
+            least_squares(
+                lambda p, t=t, y=y, c=centre: np.log10(np.maximum(curve(p, t - c), SMALLEST_LOSS)) - y,
+                np.clip(start, low, high),
+                bounds=(low, high),
+                x_scale="jac",
+                max_nfev=400,
+            )
             for start in starts(t - centre, y)
         ]
         found = min(fits, key=lambda f: f.cost)
@@ -99,8 +106,10 @@ def _floor(d: Design) -> FormFit:
     def starts(t, y):
         slope, level = np.polyfit(t, y, 1)
         smallest = 10 ** y.min()
-        return [np.array([share * smallest, np.log10(max(10**level - share * smallest, 1e-3)), -slope / (1 - share)])
-                for share in (0.0, 0.4, 0.8)]
+        return [
+            np.array([share * smallest, np.log10(max(10**level - share * smallest, 1e-3)), -slope / (1 - share)])
+            for share in (0.0, 0.4, 0.8)
+        ]
 
     return _per_model("floor", d, lambda p, t: p[0] + 10.0 ** (p[1] - p[2] * t), starts, [0, -9, -5], [1, 1, 20])
 
@@ -114,14 +123,17 @@ def _sigmoid(d: Design) -> FormFit:
     def starts(t, y):
         reached = 1 - 10 ** y[-max(3, len(y) // 10) :].mean()
         first = 1 - 10 ** y[:3].mean()
-        return [np.array([first, reached + extra * (1 - reached), middle, power])
-                for extra, middle, power in ((0.05, -0.3, 2.0), (0.3, 0.3, 1.0), (0.8, 1.0, 0.5))]
+        return [
+            np.array([first, reached + extra * (1 - reached), middle, power])
+            for extra, middle, power in ((0.05, -0.3, 2.0), (0.3, 0.3, 1.0), (0.8, 1.0, 0.5))
+        ]
 
     return _per_model("sigmoid", d, curve, starts, [0, 0, -4, 0.02], [1, 1, 6, 20])
 
 
 def _decomposition(d: Design) -> FormFit:
-    """Parameters: log10 c, log10 n, a, b, then per model log10 l_N and log10 x_N (n and x_N against the centres of the data)."""
+    """Parameters: log10 c, log10 n, a, b, then per model log10 l_N and log10 x_N (n and x_N against the centres of the
+    data)."""
     m = len(d.sizes)
     log_n = np.log10(d.sizes) - np.log10(d.sizes).mean()
     centre = (d.w_MT * d.t_MT).sum(1, keepdims=True) / d.w_MT.sum(1, keepdims=True)
@@ -137,9 +149,13 @@ def _decomposition(d: Design) -> FormFit:
 
     low = np.r_[-6, -6, 0.01, 0.05, np.full(m, -6), np.full(m, -3)]
     high = np.r_[0, 2, 4, 5, np.full(m, 0.3), np.full(m, 4)]
-    starts = [np.r_[-1.5, n, a, b, np.full(m, -0.8), np.full(m, 0.3)] for n, a, b in ((-0.7, 0.4, 1.0), (-0.3, 0.2, 0.6))]
-    best = min((least_squares(residual, s, bounds=(low, high), x_scale="jac", max_nfev=600) for s in starts),
-               key=lambda f: f.cost)
+    starts = [
+        np.r_[-1.5, n, a, b, np.full(m, -0.8), np.full(m, 0.3)] for n, a, b in ((-0.7, 0.4, 1.0), (-0.3, 0.2, 0.6))
+    ]
+    best = min(
+        (least_squares(residual, s, bounds=(low, high), x_scale="jac", max_nfev=600) for s in starts),
+        key=lambda f: f.cost,
+    )
     return FormFit("decomposition", 2 * m + 4, lambda t: curve(best.x, t), bool(best.success))
 
 

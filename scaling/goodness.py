@@ -1,4 +1,5 @@
-"""How well a law fits, without letting the differences between sizes flatter it; and whether its residuals look like noise.
+"""How well a law fits, without letting the differences between sizes flatter it; and whether its residuals look like
+noise.
 
 Shapes: M models, T points (mask `present`).
 """
@@ -9,7 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.stats import norm, t as student
+from scipy.stats import norm
+from scipy.stats import t as student
 
 from scaling.design import fitted
 
@@ -41,9 +43,10 @@ def r2_per_model(law: Law) -> dict[str, float]:
 class Residuals:
     """Log10 residuals of a law, every array of shape (M,).
 
-    sd: standard deviation (log10). rho: lag-1 autocorrelation. tau: integrated autocorrelation time in steps. n_eff: points / tau.
-    curvature, curvature_p: coefficient of (log10 X - mean)^2 and its two-sided p-value, with tau-corrected errors; positive: the
-    curve flattens against the law. runs_p: p-value of the Wald-Wolfowitz runs test on the signs.
+    sd: standard deviation (log10). rho: lag-1 autocorrelation. tau: integrated autocorrelation time in steps. n_eff:
+    points / tau. curvature, curvature_p: coefficient of (log10 X - mean)^2 and its two-sided p-value, with
+    tau-corrected errors; positive: the curve flattens against the law. runs_p: p-value of the Wald-Wolfowitz runs test
+    on the signs.
     """
 
     sd: np.ndarray
@@ -69,7 +72,8 @@ def residuals(law: Law) -> Residuals:
 
 
 def autocorrelation(r: np.ndarray) -> tuple[float, float]:
-    """Lag-1 autocorrelation of r, shape (T,), and the integrated time 1 + 2 sum rho_j up to the first negative rho_j."""
+    """Lag-1 autocorrelation of r, shape (T,), and the integrated time 1 + 2 sum rho_j up to the first negative
+    rho_j."""
     centred = r - r.mean()
     power = float(centred @ centred)
     if power < 1e-24 * max(len(r), 1):
@@ -99,7 +103,8 @@ def _curvature(t: np.ndarray, r: np.ndarray, tau: float) -> tuple[float, float]:
 
 
 def runs_test(r: np.ndarray) -> float:
-    """Two-sided p-value of the number of runs of equal sign in r, shape (T,) (Wald and Wolfowitz 1940, normal limit)."""
+    """Two-sided p-value of the number of runs of equal sign in r, shape (T,) (Wald and Wolfowitz 1940, normal
+    limit)."""
     signs = r[r != 0] > 0
     up, down = int(signs.sum()), int((~signs).sum())
     if not up or not down:

@@ -1,7 +1,9 @@
-"""The joint law log10 L(N, X) = -k(N) log10 X + E(N), k(N) = K_max / (1 + N_0/N), of arXiv 2509.25300, fitted to held-out loss.
+"""The joint law log10 L(N, X) = -k(N) log10 X + E(N), k(N) = K_max / (1 + N_0/N), of arXiv 2509.25300, fitted to
+held-out loss.
 
-`fit` gives a `Law`: parameters, their bootstrap intervals, goodness of fit within models as well as pooled, and everything a reader
-needs to judge whether the numbers mean something (convergence, identification, what was clipped). E is a log10 intercept.
+`fit` gives a `Law`: parameters, their bootstrap intervals, goodness of fit within models as well as pooled, and
+everything a reader needs to judge whether the numbers mean something (convergence, identification, what was clipped). E
+is a log10 intercept.
 
 Shapes: M models (sizes), T points, R bootstrap replicates, P requested points.
 """
@@ -69,7 +71,8 @@ class Law:
         return float(k) if np.ndim(n) == 0 else k
 
     def e(self, n):
-        """Log10 intercept E(N): the fitted one where N was fitted, else on the level line of `scaling.extrapolation`."""
+        """Log10 intercept E(N): the fitted one where N was fitted, else on the level line of
+        `scaling.extrapolation`."""
         values = np.array([self._intercept(float(size)) for size in np.atleast_1d(n)])
         return float(values[0]) if np.ndim(n) == 0 else values
 
@@ -106,7 +109,8 @@ class Law:
 
     @cached_property
     def size_errors(self) -> SizeErrors:
-        """Errors made when sizes of this law are predicted from smaller ones; the scale of the interval of a new size."""
+        """Errors made when sizes of this law are predicted from smaller ones; the scale of the interval of a new
+        size."""
         return size_errors(self.design, self.objective)
 
     @cached_property
@@ -116,7 +120,8 @@ class Law:
 
     @cached_property
     def intervals(self) -> dict:
-        """95 % percentile intervals {'k_max': (low, high), 'n0': ..., 'k': {size: ...}, 'e': {size: ...}}; {} without bootstrap."""
+        """95 % percentile intervals {'k_max': (low, high), 'n0': ..., 'k': {size: ...}, 'e': {size: ...}}; {} without
+        bootstrap."""
         return self.interval(INTERVAL_LEVEL) if self.draws is not None else {}
 
     def interval(self, level: float = INTERVAL_LEVEL) -> dict:
@@ -142,8 +147,9 @@ class Law:
     def predict(self, n: float, x, level: float = INTERVAL_LEVEL, calibrate: tuple | None = None) -> Prediction:
         """Loss of size n at X = x (scalar or (P,)), with the band of the mean and the interval of one new evaluation.
 
-        For a fitted size the intercept is the fitted one; else it is extrapolated, or, with `calibrate=(x, loss)` of the first few
-        points of that model, taken from them. `Prediction.basis` says which. Intervals need a law fitted with bootstrap.
+        For a fitted size the intercept is the fitted one; else it is extrapolated, or, with `calibrate=(x, loss)` of
+        the first few points of that model, taken from them. `Prediction.basis` says which. Intervals need a law fitted
+        with bootstrap.
         """
         return predict(self, n, x, level, calibrate)
 
@@ -160,9 +166,17 @@ class Law:
             "k_max": self.k_max,
             "n0": self.n0,
             "models": [
-                {"size": d.labels[i], "n": float(n), "points": int(d.counts[i]), "k": self.k(float(n)),
-                 "e": float(self.solution.e_RM[0, i]), "k_alone": float(free_lines(d)[0][i]),
-                 "r2": self.r2_per_model[d.labels[i]], "rho": float(residuals.rho[i]), "n_eff": float(residuals.n_eff[i])}
+                {
+                    "size": d.labels[i],
+                    "n": float(n),
+                    "points": int(d.counts[i]),
+                    "k": self.k(float(n)),
+                    "e": float(self.solution.e_RM[0, i]),
+                    "k_alone": float(free_lines(d)[0][i]),
+                    "r2": self.r2_per_model[d.labels[i]],
+                    "rho": float(residuals.rho[i]),
+                    "n_eff": float(residuals.n_eff[i]),
+                }
                 for i, n in enumerate(self.sizes)
             ],
             "r2": self.r2,
@@ -171,8 +185,12 @@ class Law:
             "points": int(d.counts.sum()),
             "intervals_level": INTERVAL_LEVEL,
             "intervals": self.intervals,
-            "bootstrap": {"replicates": 0 if self.draws is None else len(self.draws.k_max), "resample": self.resample,
-                          "block": self.block, "seed": self.seed},
+            "bootstrap": {
+                "replicates": 0 if self.draws is None else len(self.draws.k_max),
+                "resample": self.resample,
+                "block": self.block,
+                "seed": self.seed,
+            },
             "convergence": self.convergence,
             "warnings": list(self.warnings),
             "data_sha256": self.digest,
@@ -184,20 +202,32 @@ class Law:
         return json.dumps(self.as_dict(), indent=1, allow_nan=False)
 
 
-def fit(runs: Runs, x: str = "compute", objective: str = "log", bootstrap: int = 0, seed: int = 0, *, weights: str = "model",
-        resample: str = "block", block: int | None = None, suite: str | None = None) -> Law:
+def fit(
+    runs: Runs,
+    x: str = "compute",
+    objective: str = "log",
+    bootstrap: int = 0,
+    seed: int = 0,
+    *,
+    weights: str = "model",
+    resample: str = "block",
+    block: int | None = None,
+    suite: str | None = None,
+) -> Law:
     """Fit the joint law to one family's runs (repeated runs of a size are averaged per step).
 
-    x: 'compute' (the paper's 6 N tokens), 'compute_total', 'data' or 'step'. objective: 'log' least squares of log10 L, 'linear'
-    least squares of L (the paper's), 'huber' on log10 L. weights: see `scaling.design.design`. bootstrap: number of bootstrap fits
-    (0: none), by `resample`: moving 'block's of residuals of length `block`, 'iid' residuals, whole 'run's, or 'question's
-    of the held-out suite (from the run directories' eval files). The same seed gives the same result. Raises DataError for data
-    that cannot support the fit.
+    x: 'compute' (the paper's 6 N tokens), 'compute_total', 'data' or 'step'. objective: 'log' least squares of log10 L,
+    'linear' least squares of L (the paper's), 'huber' on log10 L. weights: see `scaling.design.design`. bootstrap:
+    number of bootstrap fits (0: none), by `resample`: moving 'block's of residuals of length `block`, 'iid' residuals,
+    whole 'run's, or 'question's of the held-out suite (from the run directories' eval files). The same seed gives the
+    same result. Raises DataError for data that cannot support the fit.
     """
     if resample not in RESAMPLES:
         raise DataError(f"resample={resample!r} is not known: choose one of {', '.join(RESAMPLES)}")
     if bootstrap < 0 or (block is not None and block < 1):
-        raise DataError(f"bootstrap={bootstrap}, block={block}: bootstrap counts fits, block counts steps, neither is negative")
+        raise DataError(
+            f"bootstrap={bootstrap}, block={block}: bootstrap counts fits, block counts steps, neither is negative"
+        )
     by_run = bootstrap > 0 and resample in ("run", "question")
     averaged = runs.mean(common_steps_only=by_run)
     d = design(averaged, x, weights)
@@ -216,12 +246,24 @@ def fit(runs: Runs, x: str = "compute", objective: str = "log", bootstrap: int =
             y = resampling.resampled(d, solution, bootstrap, block, rng)
         draws = solve(d, objective, y, start=solution)
     convergence = _convergence(d, objective, solution)
-    return Law(d, solution, objective, weights, seed, resample, block if bootstrap else None, averaged.digest(), convergence, draws,
-               _warnings(d, solution, draws, convergence))
+    return Law(
+        d,
+        solution,
+        objective,
+        weights,
+        seed,
+        resample,
+        block if bootstrap else None,
+        averaged.digest(),
+        convergence,
+        draws,
+        _warnings(d, solution, draws, convergence),
+    )
 
 
 def fit_each(runs: Runs, x: str = "compute") -> dict[str, tuple[float, float, float]]:
-    """A power law for every model by itself, least squares in log space: {size: (k, E, R2 of log10 L)}. Needs one size only."""
+    """A power law for every model by itself, least squares in log space: {size: (k, E, R2 of log10 L)}. Needs one size
+    only."""
     d = design(runs, x, minimum_sizes=1)
     k, e, line = free_lines(d)
     quality = [goodness.r2(d.y_MT[i], line[i], d.present[i]) for i in range(len(k))]
@@ -229,24 +271,31 @@ def fit_each(runs: Runs, x: str = "compute") -> dict[str, tuple[float, float, fl
 
 
 def profile(law: Law, points: int = 121, level: float = INTERVAL_LEVEL) -> dict:
-    """Profile likelihood of N_0: {'n0': (P,), 'drop': (P,) twice the log-likelihood lost, 'interval': (low, high), 'open': bool}.
+    """Profile likelihood of N_0: {'n0': (P,), 'drop': (P,) twice the log-likelihood lost, 'interval': (low, high),
+    'open': bool}.
 
-    The drop is n_eff ln(cost / cost_min) with the effective number of points, so correlated residuals widen it. `open` says that
-    the interval reaches the end of the searched range: N_0 is then not bounded by the data.
+    The drop is n_eff ln(cost / cost_min) with the effective number of points, so correlated residuals widen it. `open`
+    says that the interval reaches the end of the searched range: N_0 is then not bounded by the data.
     """
     from scipy.stats import chi2
 
     low, high = bounds(law.sizes)
-    grid = np.union1d(np.linspace(low, high, points), [np.log10(law.n0)])
+    best = np.log10(law.n0)
+    grid = np.concatenate([np.linspace(low, high, points), best + np.linspace(-0.6, 0.6, points), [best]])
+    grid = np.unique(np.clip(grid, low, high))
     cost = np.array([solve(law.design, law.objective, fixed_v=v, start=law.solution).cost[0] for v in grid])
     floor = max(float(law.solution.cost[0]), np.finfo(float).tiny)
     drop = law.residuals.n_eff.sum() * np.log(np.maximum(cost, floor) / floor)
     inside = drop <= chi2.ppf(level, 1)
-    best = int(np.argmin(np.abs(grid - np.log10(law.n0))))
+    best = int(np.argmin(np.abs(grid - best)))
     inside[best] = True
     ends = [_edge(grid, drop, best, direction, chi2.ppf(level, 1)) for direction in (-1, 1)]
-    return {"n0": 10.0**grid, "drop": drop, "interval": tuple(float(10.0**v) for v in ends),
-            "open": bool(inside[0] or inside[-1])}
+    return {
+        "n0": 10.0**grid,
+        "drop": drop,
+        "interval": tuple(float(10.0**v) for v in ends),
+        "open": bool(inside[0] or inside[-1]),
+    }
 
 
 def _edge(grid: np.ndarray, drop: np.ndarray, best: int, direction: int, threshold: float) -> float:
@@ -267,8 +316,14 @@ def _convergence(d: Design, objective: str, solution: Solution) -> dict:
         costs = [float(solve(d, "linear", start=solve(d, "log", fixed_v=v)).cost[0]) for v in starts]
     else:
         costs = [
-            float(minimize(lambda v: solve(d, objective, fixed_v=float(v[0])).cost[0], [v], method="Nelder-Mead",
-                           options={"xatol": 1e-7, "fatol": 0.0, "maxfev": 60}).fun)
+            float(
+                minimize(
+                    lambda v: solve(d, objective, fixed_v=float(v[0])).cost[0],
+                    [v],
+                    method="Nelder-Mead",
+                    options={"xatol": 1e-7, "fatol": 0.0, "maxfev": 60},
+                ).fun
+            )
             for v in starts
         ]
     scale = max(float((d.w_MT * d.y_MT**2).sum()), np.finfo(float).tiny)
@@ -287,15 +342,24 @@ def _convergence(d: Design, objective: str, solution: Solution) -> dict:
 def _warnings(d: Design, solution: Solution, draws: Solution | None, convergence: dict) -> tuple[str, ...]:
     found = []
     if not convergence["converged"]:
-        found.append(f"NOT CONVERGED: relative gradient {convergence['relative_gradient']:.1e}, another start is better by "
-                     f"{convergence['better_start_by']:.1e}")
+        found.append(
+            f"NOT CONVERGED: relative gradient {convergence['relative_gradient']:.1e}, another start is better by "
+            f"{convergence['better_start_by']:.1e}"
+        )
     if solution.at_bound[0]:
-        found.append(f"NOT IDENTIFIED: N_0 ends at the bound of the search ({solution.n0[0]:.2g}); K_max and N_0 mean nothing alone")
+        found.append(
+            f"NOT IDENTIFIED: N_0 ends at the bound of the search ({solution.n0[0]:.2g}); K_max and N_0 mean nothing
+            alone"
+        )
     if solution.k_max[0] <= 0:
         found.append(f"NOT A LEARNING CURVE: K_max is {solution.k_max[0]:.3g}, the loss does not fall with {d.x}")
     if len(d.sizes) == 2:
-        found.append("NOT TESTED: two sizes determine K_max and N_0 exactly; a third is needed to see whether k(N) saturates")
+        found.append(
+            "NOT TESTED: two sizes determine K_max and N_0 exactly; a third is needed to see whether k(N) saturates"
+        )
     if draws is not None and draws.at_bound.mean() > 0.005:
-        found.append(f"NOT IDENTIFIED: N_0 ends at a bound of the search in {draws.at_bound.mean():.1%} of the bootstrap fits; "
-                     "read k(N) at the fitted sizes, not K_max")
+        found.append(
+            f"NOT IDENTIFIED: N_0 ends at a bound of the search in {draws.at_bound.mean():.1%} of the bootstrap fits; "
+            "read k(N) at the fitted sizes, not K_max"
+        )
     return tuple(dict.fromkeys(found))

@@ -1,8 +1,8 @@
 """Bootstraps that need more than a curve: over whole runs of a size, and over the questions of the held-out suite.
 
-Per-question outcomes are read from run directories: `eval/<suite>-<step>.jsonl`, one line per question and sample with `question`
-and `score`. All steps and all models answer the same questions, so the same questions are drawn for all of them: the error of the
-question set then moves whole curves (E), not single points.
+Per-question outcomes are read from run directories: `eval/<suite>-<step>.jsonl`, one line per question and sample with
+`question` and `score`. All steps and all models answer the same questions, so the same questions are drawn for all of
+them: the error of the question set then moves whole curves (E), not single points.
 
 Shapes: R replicates, M models, T points, Q questions.
 """
@@ -41,7 +41,9 @@ def scores(path: Path) -> dict[str, float]:
             item = json.loads(line)
             collected.setdefault(str(item["question"]), []).append(float(item["score"]))
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{path} line {number}: no question with a score ({error}): evaluate that step again") from error
+            raise DataError(
+                f"{path} line {number}: no question with a score ({error}): evaluate that step again"
+            ) from error
     if not collected:
         raise DataError(f"{path} is empty: evaluate that step again")
     return {question: float(np.mean(values)) for question, values in collected.items()}
@@ -51,7 +53,9 @@ def suite_curve(curve: Curve, suite: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps and loss (1 - mean score) of one suite of a run, each of shape (S,), step 0 included."""
     files = suites(curve).get(suite)
     if not files:
-        raise DataError(f"{curve.where()} has no eval files of suite {suite!r}; it has {', '.join(suites(curve)) or 'none'}")
+        raise DataError(
+            f"{curve.where()} has no eval files of suite {suite!r}; it has {', '.join(suites(curve)) or 'none'}"
+        )
     steps = np.array(sorted(files))
     return steps, np.array([1 - np.mean(list(scores(files[int(step)]).values())) for step in steps])
 
@@ -66,29 +70,38 @@ def held_out_suite(curve: Curve) -> str:
             if np.abs(np.array(losses) - curve.loss).max() < LOSS_TOLERANCE:
                 matching.append(suite)
     if len(matching) != 1:
-        raise DataError(f"{curve.where()}: {len(matching)} suites of its eval folder agree with test_loss at every step "
-                        f"({', '.join(matching) or 'none'}): name the held-out suite with suite=")
+        raise DataError(
+            f"{curve.where()}: {len(matching)} suites of its eval folder agree with test_loss at every step "
+            f"({', '.join(matching) or 'none'}): name the held-out suite with suite="
+        )
     return matching[0]
 
 
-def outcome_matrix(curve: Curve, questions: list[str] | None, suite: str | None, steps: np.ndarray) -> tuple[np.ndarray, list[str]]:
+def outcome_matrix(
+    curve: Curve, questions: list[str] | None, suite: str | None, steps: np.ndarray
+) -> tuple[np.ndarray, list[str]]:
     """Scores of one run, shape (len(steps), Q), with the questions in the order given (or found at the first step)."""
     files = suites(curve).get(suite or held_out_suite(curve), {})
     rows = []
     for step in steps:
         if int(step) not in files:
-            raise DataError(f"{curve.where()}: no eval file of step {step:g}: the question bootstrap needs one per evaluated step")
+            raise DataError(
+                f"{curve.where()}: no eval file of step {step:g}: the question bootstrap needs one per evaluated step"
+            )
         found = scores(files[int(step)])
         questions = sorted(found) if questions is None else questions
         if sorted(found) != sorted(questions):
-            raise DataError(f"{files[int(step)]}: its {len(found)} questions are not the {len(questions)} of the other files: "
-                            "all models must be evaluated on the same questions")
+            raise DataError(
+                f"{files[int(step)]}: its {len(found)} questions are not the {len(questions)} of the other files: "
+                "all models must be evaluated on the same questions"
+            )
         rows.append([found[question] for question in questions])
     return np.array(rows), questions
 
 
-def resampled_questions(runs: Runs, averaged: Runs, d: Design, replicates: int, rng: np.random.Generator,
-                        suite: str | None = None) -> np.ndarray:
+def resampled_questions(
+    runs: Runs, averaged: Runs, d: Design, replicates: int, rng: np.random.Generator, suite: str | None = None
+) -> np.ndarray:
     """log10 L on `replicates` redrawn question sets, shape (R, M, T)."""
     y = np.zeros((replicates, *d.t_MT.shape))
     questions: list[str] | None = None
@@ -112,8 +125,10 @@ def resampled_runs(runs: Runs, averaged: Runs, d: Design, replicates: int, rng: 
     for i, mean_curve in enumerate(averaged):
         members = [c for c in runs if c.n == mean_curve.n]
         if len(members) < 2:
-            raise DataError(f"{mean_curve.where()}: the run bootstrap needs at least two runs of every size: train another seed, "
-                            "or use resample='block'")
+            raise DataError(
+                f"{mean_curve.where()}: the run bootstrap needs at least two runs of every size: train another seed, "
+                "or use resample='block'"
+            )
         table = np.stack([c.loss[np.isin(c.step, mean_curve.step)] for c in members])
         drawn = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=replicates)
         y[:, i, : len(mean_curve)] = np.log10(drawn @ table / len(members))

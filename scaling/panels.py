@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from scaling import outcomes
-from scaling.figures import BLUE, COLUMN, GREY, MARKERS, PAGE, canvas, colours, loss_axis, x_axis
+from scaling.figures import BLUE, COLUMN, GREY, MARKERS, PAGE, canvas, colours, loss_axis, styled, x_axis
 from scaling.reuse import FIRST_STEP, Reuse
 from scaling.runs import Curve, DataError, Runs
 
@@ -20,6 +20,7 @@ def rolling_median(values: np.ndarray, width: int = 9) -> np.ndarray:
     return np.array([np.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))])
 
 
+@styled
 def data_reuse(runs: Runs, rows: Sequence[Reuse], title: str = "") -> Figure:
     """Left: curves of every reuse factor (rolling median over the points). Right: final loss with 95 % intervals."""
     figure, axes = canvas(PAGE, 2.5, 1, 2)
@@ -27,7 +28,7 @@ def data_reuse(runs: Runs, rows: Sequence[Reuse], title: str = "") -> Figure:
     ordered = sorted(runs.mean().between(first=FIRST_STEP), key=lambda c: c.reuse_factor or 0)
     for colour, curve in zip(colours(len(ordered)), ordered, strict=True):
         left.scatter(curve.step, curve.loss, s=3, color=colour, alpha=0.25, linewidths=0)
-        left.plot(curve.step, rolling_median(curve.loss), color=colour, label=f"τ = {curve.reuse_factor:g}")
+        left.plot(curve.step, rolling_median(curve.loss, 15), color=colour, label=f"τ = {curve.reuse_factor:g}")
     left.set_xscale("log")
     left.xaxis.set_major_locator(FixedLocator([10, 20, 50, 100, 200, 500, 1000]))
     left.xaxis.set_minor_locator(NullLocator())
@@ -40,10 +41,21 @@ def data_reuse(runs: Runs, rows: Sequence[Reuse], title: str = "") -> Figure:
     final = np.array([row.final for row in rows])
     low, high = np.array([row.final_interval for row in rows]).T
     right.axhspan(low[0], high[0], color=GREY, alpha=0.15, linewidth=0, label="τ = 1, 95 %")
-    right.errorbar(factors, final, [np.maximum(final - low, 0), np.maximum(high - final, 0)], fmt="o", markersize=3.5, color=BLUE,
-                   capsize=2, elinewidth=0.8)
+    right.errorbar(
+        factors,
+        final,
+        [np.maximum(final - low, 0), np.maximum(high - final, 0)],
+        fmt="o",
+        markersize=3.5,
+        color=BLUE,
+        capsize=2,
+        elinewidth=0.8,
+    )
     right.set_xscale("log")
-    right.set_xticks(factors, [f"{factor:g}" for factor in factors])
+    close = [i > 0 and factor < 1.5 * factors[i - 1] for i, factor in enumerate(factors)]
+    right.set_xticks(
+        factors, [("\n" if low_row else "") + f"{factor:g}" for factor, low_row in zip(factors, close, strict=True)]
+    )
     right.xaxis.set_minor_locator(NullLocator())
     right.set_xlabel("reuse factor τ")
     right.set_ylabel("mean loss of the last 10 steps")
@@ -52,6 +64,7 @@ def data_reuse(runs: Runs, rows: Sequence[Reuse], title: str = "") -> Figure:
     return figure
 
 
+@styled
 def lengths(series: Sequence[tuple[str, np.ndarray, np.ndarray]], xlabel: str, ylabel: str, title: str = "") -> Figure:
     """(label, x, tokens) for every model: points, and their rolling median. DataError where no series is given."""
     if not series:
@@ -63,15 +76,19 @@ def lengths(series: Sequence[tuple[str, np.ndarray, np.ndarray]], xlabel: str, y
         axis.plot(x, rolling_median(tokens), color=colour, label=label)
     axis.set_xlabel(xlabel)
     axis.set_ylabel(ylabel)
-    axis.set_ylim(0.9 * min(np.percentile(t, 1) for *_, t in series), 1.05 * max(np.percentile(t, 99) for *_, t in series))
+    axis.set_ylim(
+        0.7 * min(np.percentile(t, 1) for *_, t in series), 1.05 * max(np.percentile(t, 99) for *_, t in series)
+    )
     axis.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v / 1000:g}k" if v >= 1000 else f"{v:g}"))
-    axis.legend(ncols=3)
+    axis.legend(ncols=4, loc="lower left", columnspacing=0.8, handlelength=1.2)
     axis.set_title(title)
     return figure
 
 
+@styled
 def benchmarks(runs: Sequence[Curve], x: str = "data") -> Figure:
-    """One panel per suite found in the run directories: 1 - mean score of every run along X. DataError where there is none."""
+    """One panel per suite found in the run directories: 1 - mean score of every run along X. DataError where there is
+    none."""
     names = list(dict.fromkeys(suite for curve in runs for suite in outcomes.suites(curve)))
     if not names:
         raise DataError("no eval files in the run directories: nothing to draw per benchmark")
@@ -92,8 +109,14 @@ def benchmarks(runs: Sequence[Curve], x: str = "data") -> Figure:
             known = np.isin(steps, curve.step) & (loss > 0)
             at = {step: i for i, step in enumerate(curve.step)}
             place = [at[step] for step in steps[known]]
-            axis.plot(curve.x(x)[place], loss[known], color=palette[curve.n], marker=".", markersize=3,
-                      label=curve.size if curve.n not in labelled else None)
+            axis.plot(
+                curve.x(x)[place],
+                loss[known],
+                color=palette[curve.n],
+                marker=".",
+                markersize=3,
+                label=curve.size if curve.n not in labelled else None,
+            )
             labelled.add(curve.n)
         axis.set_title(name)
         x_axis(axis, "")

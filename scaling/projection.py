@@ -1,10 +1,11 @@
 """Least squares for the joint law log10 L = -k(N) log10 X + E(N), k(N) = K_max / (1 + N_0/N).
 
-Variable projection (Golub and Pereyra 1973): the intercepts E(N) are solved in closed form for any slopes, and in log space K_max
-too, which leaves a search over log10 N_0 alone. Everything is vectorised over replicates, so thousands of bootstrap fits are one
-call.
+Variable projection (Golub and Pereyra 1973): the intercepts E(N) are solved in closed form for any slopes, and in log
+space K_max too, which leaves a search over log10 N_0 alone. Everything is vectorised over replicates, so thousands of
+bootstrap fits are one call.
 
-Shapes: R replicates, M models (sizes), T points of a model (padded, weight 0 where there is none), G grid. v = log10 N_0.
+Shapes: R replicates, M models (sizes), T points of a model (padded, weight 0 where there is none), G grid. v = log10
+N_0.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ BOUND_FACTOR = 1e3  # N_0 is sought from the smallest size / 1000 to the largest
 class Solution:
     """Fitted parameters: k_max, n0, cost, at_bound of shape (R,), e of shape (R, M); e is a log10 intercept.
 
-    cost is the weighted sum of squares (Huber: of rho); gradient the largest derivative of the cost by (K_max, log10 N_0), relative
-    to the cost of the model-wise means.
+    cost is the weighted sum of squares (Huber: of rho); gradient the largest derivative of the cost by (K_max, log10
+    N_0), relative to the cost of the model-wise means.
     """
 
     k_max: np.ndarray
@@ -57,7 +58,9 @@ def moments(t: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, ..
     return t_mean, y_mean, (w * dt * dt).sum(-1), (w * dt * dy).sum(-1), (w * dy * dy).sum(-1)
 
 
-def solve_log(t: np.ndarray, y_RMT: np.ndarray, w: np.ndarray, sizes: np.ndarray, fixed_v: float | None = None) -> Solution:
+def solve_log(
+    t: np.ndarray, y_RMT: np.ndarray, w: np.ndarray, sizes: np.ndarray, fixed_v: float | None = None
+) -> Solution:
     """Minimise sum w (y + k t - E)^2, exactly. t and w are (M, T) or (R, M, T); `fixed_v` holds log10 N_0."""
     t_mean, y_mean, s_tt, s_ty, s_yy = np.broadcast_arrays(*moments(t, y_RMT, w))
     low, high = bounds(sizes) if fixed_v is None else (fixed_v, fixed_v)
@@ -87,7 +90,8 @@ def _derivative(s_tt: np.ndarray, s_ty: np.ndarray, sizes: np.ndarray, v: np.nda
 
 
 def _bisect(s_tt: np.ndarray, s_ty: np.ndarray, sizes: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """The root of the derivative between neighbours of the best grid point: exact where a golden section stops at 1e-8."""
+    """The root of the derivative between neighbours of the best grid point: exact where a golden section stops at
+    1e-8."""
     low, high = low.copy(), high.copy()
     for _ in range(60):
         v = (low + high) / 2
@@ -98,8 +102,15 @@ def _bisect(s_tt: np.ndarray, s_ty: np.ndarray, sizes: np.ndarray, low: np.ndarr
     return (low + high) / 2
 
 
-def solve_huber(t: np.ndarray, y_RMT: np.ndarray, w: np.ndarray, sizes: np.ndarray, delta_M: np.ndarray,
-                fixed_v: float | None = None, tolerance: float = 1e-10) -> Solution:
+def solve_huber(
+    t: np.ndarray,
+    y_RMT: np.ndarray,
+    w: np.ndarray,
+    sizes: np.ndarray,
+    delta_M: np.ndarray,
+    fixed_v: float | None = None,
+    tolerance: float = 1e-10,
+) -> Solution:
     """Huber loss on log residuals with thresholds `delta_M`, shape (M,), by iteratively reweighted least squares."""
     solution = solve_log(t, y_RMT, w, sizes, fixed_v)
     for iteration in range(1, 201):
@@ -117,12 +128,19 @@ def solve_huber(t: np.ndarray, y_RMT: np.ndarray, w: np.ndarray, sizes: np.ndarr
     return Solution(solution.k_max, solution.n0, solution.e_RM, cost, solution.gradient, solution.at_bound, iteration)
 
 
-def solve_linear(t: np.ndarray, loss_RMT: np.ndarray, w: np.ndarray, sizes: np.ndarray, start: Solution,
-                 fixed_v: float | None = None, iterations: int = 200) -> Solution:
+def solve_linear(
+    t: np.ndarray,
+    loss_RMT: np.ndarray,
+    w: np.ndarray,
+    sizes: np.ndarray,
+    start: Solution,
+    fixed_v: float | None = None,
+    iterations: int = 200,
+) -> Solution:
     """Minimise sum w (L_hat - L)^2, the paper's objective, by damped Gauss-Newton on (K_max, v) with E projected out.
 
-    t is (M, T), loss_RMT (R, M, T), w (M, T) or (R, M, T). Iterates each replicate until a step moves both parameters by less
-    than 1e-11 of their size.
+    t is (M, T), loss_RMT (R, M, T), w (M, T) or (R, M, T). Iterates each replicate until a step moves both parameters
+    by less than 1e-11 of their size.
     """
     low, high = bounds(sizes) if fixed_v is None else (fixed_v, fixed_v)
     w = np.broadcast_to(w, loss_RMT.shape)
@@ -150,12 +168,15 @@ def solve_linear(t: np.ndarray, loss_RMT: np.ndarray, w: np.ndarray, sizes: np.n
     e = np.log10(level) + k_max[:, None] * s * t_mean
     at_bound = (v - low < 1e-3) | (high - v < 1e-3) if fixed_v is None else np.zeros(len(v), bool)
     spread = (w * (loss_RMT - ((w * loss_RMT).sum(-1) / w.sum(-1))[..., None]) ** 2).sum((-1, -2))
-    gradient = 2 * np.abs(slope * np.stack([k_max, np.ones_like(v)], 1)).max(1) / np.maximum(spread, np.finfo(float).tiny)
+    gradient = (
+        2 * np.abs(slope * np.stack([k_max, np.ones_like(v)], 1)).max(1) / np.maximum(spread, np.finfo(float).tiny)
+    )
     return Solution(k_max, 10.0**v, e, cost, np.where(at_bound, 0.0, gradient), at_bound, iteration)
 
 
 def _linear_system(tc, loss, w, sizes, k_max, v):
-    """Cost (R,), level 10^(E - k t_mean) (R, M), Gauss-Newton matrix (R, 2, 2) and right-hand side (R, 2) at (K_max, v)."""
+    """Cost (R,), level 10^(E - k t_mean) (R, M), Gauss-Newton matrix (R, 2, 2) and right-hand side (R, 2) at (K_max,
+    v)."""
     s = saturation(sizes, v[:, None])
     z = 10.0 ** (-(k_max[:, None] * s)[..., None] * tc)
     wz = w * z

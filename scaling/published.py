@@ -1,7 +1,9 @@
-"""The published numbers of arXiv 2509.25300, the published curves shipped with this package, and the comparison with our fits.
+"""The published numbers of arXiv 2509.25300, the published curves shipped with this package, and the comparison with
+our fits.
 
-`data/qwen2.5_post_training.csv` (732 base and 712 instruct points, instruct from step 4) and `data/data_reuse_7b.csv` were recovered
-from the vector figures of arXiv 2509.25300 (versions 3 and 4), to about 1e-4 in loss; n_params is the nominal size.
+`data/qwen2.5_post_training.csv` (732 base and 712 instruct points, instruct from step 4) and `data/data_reuse_7b.csv`
+were recovered from the vector figures of arXiv 2509.25300 (versions 3 and 4), to about 1e-4 in loss; n_params is the
+nominal size.
 """
 
 from __future__ import annotations
@@ -24,12 +26,12 @@ ROLLOUTS_PER_STEP = 512 * 8
 TOLERANCE = {"k_max": 0.003, "n0": 0.005, "r2": 0.00011}  # relative, relative, absolute (published to four digits)
 
 STEPS_1_TO_3 = (
-    "the published fit used no warm-up clip, so it included steps 1 to 3, which the figures the curves were recovered from do not "
-    "show; without them no setting of this fit should be expected to give it, and none was sought"
+    "the published fit used no warm-up clip, so it included steps 1 to 3, which the figures the curves were recovered
+    from do not " "show; without them no setting of this fit should be expected to give it, and none was sought"
 )
 OTHER_DATA = (
-    "that fit counts 703 points; the published curves hold 705 after the same clip (first point of each dropped), so it was made on "
-    "other data than the figures show"
+    "that fit counts 703 points; the published curves hold 705 after the same clip (first point of each dropped), so it
+    was made on " "other data than the figures show"
 )
 
 
@@ -50,8 +52,8 @@ class Published:
     known_miss: str = ""
 
 
-# Table 6 of version 3 (intra: early steps of all sizes; inter: all steps up to 32B), then the authors' fits of all sizes and steps.
-FITS = (
+# Table 6 of version 3 (intra: early steps of all sizes; inter: all steps up to 32B), then the authors' fits of all
+# sizes and steps. FITS = (
     Published("base", "compute", "early steps", 0.1349, 13.09e9, 0.9955, ending=80),
     Published("base", "compute", "<= 32B", 0.1518, 17.37e9, 0.9944, max_n=BELOW_LARGEST),
     Published("base", "data", "early steps", 0.1348, 11.52e9, 0.9953, ending=80),
@@ -60,14 +62,46 @@ FITS = (
     Published("instruct", "compute", "<= 32B", 0.1443, 28.33e9, 0.9950, max_n=BELOW_LARGEST, known_miss=STEPS_1_TO_3),
     Published("instruct", "data", "early steps", 0.1325, 17.08e9, 0.9970, ending=65),
     Published("instruct", "data", "<= 32B", 0.1484, 27.15e9, 0.9949, max_n=BELOW_LARGEST, known_miss=STEPS_1_TO_3),
-    Published("base", "compute", "full", 0.13304, 13.782e9, 0.99551,
-              e=(0.06403, 0.20742, 0.37407, 0.70447, 1.08482, 1.53588, 1.89575)),
-    Published("base", "data", "full", 0.13996, 13.003e9, 0.99575,
-              e=(0.00405, 0.03086, 0.04766, 0.07130, 0.11463, 0.15352, 0.18486)),
-    Published("instruct", "compute", "full", 0.12942, 19.069e9, 0.99633, warmup=1, known_miss=OTHER_DATA,
-              e=(0.03485, 0.12888, 0.24428, 0.49365, 0.81633, 1.26214, 1.69101)),
-    Published("instruct", "data", "full", 0.14379, 19.972e9, 0.99641, warmup=1, known_miss=OTHER_DATA,
-              e=(-0.00833, 0.00085, -0.00031, -0.00147, 0.02153, 0.06319, 0.13863)),
+    Published(
+        "base",
+        "compute",
+        "full",
+        0.13304,
+        13.782e9,
+        0.99551,
+        e=(0.06403, 0.20742, 0.37407, 0.70447, 1.08482, 1.53588, 1.89575),
+    ),
+    Published(
+        "base",
+        "data",
+        "full",
+        0.13996,
+        13.003e9,
+        0.99575,
+        e=(0.00405, 0.03086, 0.04766, 0.07130, 0.11463, 0.15352, 0.18486),
+    ),
+    Published(
+        "instruct",
+        "compute",
+        "full",
+        0.12942,
+        19.069e9,
+        0.99633,
+        warmup=1,
+        known_miss=OTHER_DATA,
+        e=(0.03485, 0.12888, 0.24428, 0.49365, 0.81633, 1.26214, 1.69101),
+    ),
+    Published(
+        "instruct",
+        "data",
+        "full",
+        0.14379,
+        19.972e9,
+        0.99641,
+        warmup=1,
+        known_miss=OTHER_DATA,
+        e=(-0.00833, 0.00085, -0.00031, -0.00147, 0.02153, 0.06319, 0.13863),
+    ),
 )
 
 # Slopes of every model by itself over data, a table left out of the compiled version 4.
@@ -79,7 +113,8 @@ SLOPES_ALONE = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """A published fit and ours: `law` with its bootstrap, `reproduced` within TOLERANCE, and the reason where it is not."""
+    """A published fit and ours: `law` with its bootstrap, `reproduced` within TOLERANCE, and the reason where it is
+    not."""
 
     published: Published
     law: Law
@@ -141,7 +176,11 @@ def slopes_alone() -> dict[str, list[tuple[str, float, float, float]]]:
     return found
 
 
-def implied_tokens(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
-    """Step and mean prompt plus response tokens of a sample, shape (T - 1,), implied by C = 6 N tokens of the published curves."""
-    per_step = np.diff(curve.compute) / np.diff(curve.step)
-    return curve.step[1:], per_step / (6 * curve.n * ROLLOUTS_PER_STEP)
+def implied_tokens(curve: Curve, lag: int = 10) -> tuple[np.ndarray, np.ndarray]:
+    """Step and mean prompt plus response tokens of a sample, shape (T - lag,), implied by C = 6 N tokens of a published
+    curve.
+
+    Taken over `lag` steps, as C is known to four digits only.
+    """
+    steps, spent = curve.step[lag:] - curve.step[:-lag], curve.compute[lag:] - curve.compute[:-lag]
+    return (curve.step[lag:] + curve.step[:-lag]) / 2, spent / steps / (6 * curve.n * ROLLOUTS_PER_STEP)

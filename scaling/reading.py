@@ -2,12 +2,12 @@
 
 Treatment of bad data, the same for every kind of file:
 - no loss in a row: a step without an evaluation, skipped; step 0 (X = 0): dropped, as log X does not exist there;
-- loss or X not a number, infinite, or outside its range: an error. Loss 1 is a valid point (log L = 0); loss 0 is an error, for its
-  logarithm does not exist;
-- one step twice in a metrics.jsonl (a run that was resumed): the later line counts, and a note says so; in a CSV: an error, because
-  a CSV row has no time order and two runs may have been mixed;
-- X that falls from one step to the next: an error in the log of a single run; a note in a CSV, where averaging runs of unequal
-  length does this;
+- loss or X not a number, infinite, or outside its range: an error. Loss 1 is a valid point (log L = 0); loss 0 is an
+  error, for its logarithm does not exist;
+- one step twice in a metrics.jsonl (a run that was resumed): the later line counts, and a note says so; in a CSV: an
+  error, because a CSV row has no time order and two runs may have been mixed;
+- X that falls from one step to the next: an error in the log of a single run; a note in a CSV, where averaging runs of
+  unequal length does this;
 - an unfinished last line of a metrics.jsonl (a run that was killed): skipped with a note; anywhere else: an error.
 """
 
@@ -46,8 +46,9 @@ class Row:
 def load(paths: str | Path | Sequence[str | Path], *, size: str = "n_nominal") -> Runs:
     """Read every path (a run directory, a metrics.jsonl or a CSV; a directory of runs is searched) into `Runs`.
 
-    `size` names the key that N is taken from (`n_nominal`, `n_params`, `n_params_non_embedding`, `n_params_total`); `n_nominal`
-    falls back to `n_params`. Raises DataError with file, line, value and remedy; see the module docstring for what is refused.
+    `size` names the key that N is taken from (`n_nominal`, `n_params`, `n_params_non_embedding`, `n_params_total`);
+    `n_nominal` falls back to `n_params`. Raises DataError with file, line, value and remedy; see the module docstring
+    for what is refused.
     """
     listed = [paths] if isinstance(paths, str | Path) else list(paths)
     if not listed:
@@ -61,7 +62,9 @@ def load(paths: str | Path | Sequence[str | Path], *, size: str = "n_nominal") -
     for curve in curves:
         key = (curve.family, curve.n, curve.reuse_factor, curve.run)
         if key in seen:
-            raise DataError(f"{curve.where()} is read twice, from {seen[key]} and {curve.sources[0]}: name each file once")
+            raise DataError(
+                f"{curve.where()} is read twice, from {seen[key]} and {curve.sources[0]}: name each file once"
+            )
         seen[key] = curve.sources[0]
     return Runs(tuple(curves), tuple(notes))
 
@@ -85,7 +88,10 @@ def _read_csv(path: Path) -> list[Row]:
         missing = {"n_params", "test_loss", "step"} - set(reader.fieldnames or ())
         if missing:
             raise DataError(f"{path}: column {', '.join(sorted(missing))} is missing; it has {reader.fieldnames}")
-        rows = [Row(f"{path} line {reader.line_num}", {k: v for k, v in row.items() if v not in ("", None)}) for row in reader]
+        rows = [
+            Row(f"{path} line {reader.line_num}", {k: v for k, v in row.items() if v not in ("", None)})
+            for row in reader
+        ]
     return rows
 
 
@@ -157,8 +163,10 @@ def _curve(path: Path, key: tuple, rows: list[Row], is_log: bool, notes: list[st
         step = _number(row, "step")
         if step in by_step:
             if not is_log:
-                raise DataError(f"{row.place}: step {step:g} of {family} {label} occurs before, at "
-                                f"{by_step[step].place}: give runs of their own a `run` column")
+                raise DataError(
+                    f"{row.place}: step {step:g} of {family} {label} occurs before, at "
+                    f"{by_step[step].place}: give runs of their own a `run` column"
+                )
             notes.append(f"{row.place}: step {step:g} logged again (resumed run), the later line counts")
         by_step[step] = row
     kept = [by_step[step] for step in sorted(by_step) if step > 0]
@@ -167,9 +175,17 @@ def _curve(path: Path, key: tuple, rows: list[Row], is_log: bool, notes: list[st
     columns = {name: _column(kept, keys) for name, keys in NAMES.items()}
     loss = np.array([_loss(row) for row in kept])
     curve = Curve(
-        family=family, n=n, size=label, run=run or (_run_name(path) if is_log else path.name), reuse_factor=reuse_factor,
-        step=np.array([_number(row, "step") for row in kept]), loss=loss, repeats=np.ones(len(kept)),
-        sources=(str(path),), directory=str(path.parent) if is_log else None, **columns,
+        family=family,
+        n=n,
+        size=label,
+        run=run or (_run_name(path) if is_log else path.name),
+        reuse_factor=reuse_factor,
+        step=np.array([_number(row, "step") for row in kept]),
+        loss=loss,
+        repeats=np.ones(len(kept)),
+        sources=(str(path),),
+        directory=str(path.parent) if is_log else None,
+        **columns,
     )
     _check_cumulative(curve, kept, is_log, notes)
     return curve
@@ -187,8 +203,10 @@ def _loss(row: Row) -> float:
     if not 0 <= loss <= 1:
         raise DataError(f"{row.place}: test_loss is {loss:g}; 1 - Pass@1 lies in [0, 1]")
     if loss == 0:
-        raise DataError(f"{row.place}: test_loss is 0, its logarithm does not exist: evaluate on more questions, or end the "
-                        "curve before this step")
+        raise DataError(
+            f"{row.place}: test_loss is 0, its logarithm does not exist: evaluate on more questions, or end the "
+            "curve before this step"
+        )
     return loss
 
 
@@ -204,11 +222,15 @@ def _check_cumulative(curve: Curve, rows: list[Row], is_log: bool, notes: list[s
         falls = np.flatnonzero(np.diff(values) < 0)
         if len(falls) and is_log:
             at = int(falls[0]) + 1
-            raise DataError(f"{rows[at].place}: {key} falls from {values[at - 1]:g} to {values[at]:g}; a cumulative count "
-                            "cannot: this file mixes two runs, split it")
+            raise DataError(
+                f"{rows[at].place}: {key} falls from {values[at - 1]:g} to {values[at]:g}; a cumulative count "
+                "cannot: this file mixes two runs, split it"
+            )
         if len(falls):
             steps = ", ".join(f"{curve.step[i + 1]:g}" for i in falls)
-            notes.append(f"{curve.where()}: {key} falls at step {steps} (mean over runs of unequal length); points kept")
+            notes.append(
+                f"{curve.where()}: {key} falls at step {steps} (mean over runs of unequal length); points kept"
+            )
 
 
 def _run_name(path: Path) -> str:

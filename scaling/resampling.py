@@ -1,13 +1,14 @@
 """Bootstrap of the law: which noise is drawn again, and how.
 
-Residual bootstrap within model. The residuals of one curve are correlated (evaluations of one training run a step apart), so they
-are drawn in moving blocks that wrap around the end of the curve (every residual is drawn equally often). Two corrections, without
-which the intervals are too narrow at a hundred steps a curve (95 % intervals then cover 88 % under AR(1) noise of rho 0.5):
+Residual bootstrap within model. The residuals of one curve are correlated (evaluations of one training run a step
+apart), so they are drawn in moving blocks that wrap around the end of the curve (every residual is drawn equally
+often). Two corrections, without which the intervals are too narrow at a hundred steps a curve (95 % intervals then
+cover 88 % under AR(1) noise of rho 0.5):
 - residuals are divided by sqrt(1 - leverage) of the model's own line, for early steps carry most of the slope in log X;
-- blocks are drawn from the residuals whitened by an AR(1) and coloured again afterwards ("post-blackening", Davison and Hinkley
-  1997, section 8.2), as cutting at block ends loses part of the correlation. The AR coefficient is corrected for the bias that
-  removing a trend gives it; what the AR(1) does not catch stays inside the blocks.
-`block=1` is the plain iid bootstrap, with no whitening: the control that fails on correlated noise.
+- blocks are drawn from the residuals whitened by an AR(1) and coloured again afterwards ("post-blackening", Davison and
+  Hinkley 1997, section 8.2), as cutting at block ends loses part of the correlation. The AR coefficient is corrected
+  for the bias that removing a trend gives it; what the AR(1) does not catch stays inside the blocks. `block=1` is the
+  plain iid bootstrap, with no whitening: the control that fails on correlated noise.
 
 Shapes: R replicates, M models, T points.
 """
@@ -25,7 +26,8 @@ BURN_IN = 50
 
 
 def default_block(d: Design) -> int:
-    """n^(1/3) of the shortest curve, at least 2: 5 for 105 points. After whitening, longer blocks only lose variance."""
+    """n^(1/3) of the shortest curve, at least 2: 5 for 105 points. After whitening, longer blocks only lose
+    variance."""
     return max(2, round(float(d.counts.min()) ** (1 / 3)))
 
 
@@ -42,7 +44,8 @@ def inflated_residuals(d: Design, solution: Solution) -> np.ndarray:
 
 
 def autoregression(residual: np.ndarray) -> float:
-    """AR(1) coefficient of the residuals of a straight line, shape (T,), corrected for the bias -(2 + 4 rho)/T of detrending."""
+    """AR(1) coefficient of the residuals of a straight line, shape (T,), corrected for the bias -(2 + 4 rho)/T of
+    detrending."""
     power = float(residual @ residual)
     if power == 0:
         return 0.0

@@ -1,7 +1,8 @@
 """Learning curves as data: one `Curve` per run, `Runs` for a set of them, with their provenance.
 
-Shapes: T points of one curve. Units: loss = 1 - held-out Pass@1, compute in FLOPs, samples = prompts consumed, tokens = prompt plus
-response tokens; all three cumulative. N is the nominal parameter count (the size in the model's name) where a file gives one.
+Shapes: T points of one curve. Units: loss = 1 - held-out Pass@1, compute in FLOPs, samples = prompts consumed, tokens =
+prompt plus response tokens; all three cumulative. N is the nominal parameter count (the size in the model's name) where
+a file gives one.
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ def size_label(n: float) -> str:
 
 @dataclass(frozen=True)
 class Runs:
-    """A set of curves. `notes` says in words what was done to the data so far; it ends up in the table and in law.json."""
+    """A set of curves. `notes` says in words what was done to the data so far; it ends up in the table and in
+    law.json."""
 
     curves: tuple[Curve, ...]
     notes: tuple[str, ...] = field(default=())
@@ -113,7 +115,8 @@ class Runs:
         max_n: float | None = None,
         reuse_factor: float | None = None,
     ) -> Runs:
-        """The curves of one family, of the sizes `n`, of at most `max_n` parameters, of one reuse factor. DataError if none."""
+        """The curves of one family, of the sizes `n`, of at most `max_n` parameters, of one reuse factor. DataError if
+        none."""
         kept = self.curves
         if family is not None:
             kept = tuple(curve for curve in kept if curve.family == family)
@@ -130,7 +133,8 @@ class Runs:
         return replace(self, curves=kept)
 
     def clip(self, warmup: int = 0, ending: int = 0) -> Runs:
-        """Drop the first `warmup` and the last `ending` points of every curve (the paper's warmup_clip, ending_clip)."""
+        """Drop the first `warmup` and the last `ending` points of every curve (the paper's warmup_clip,
+        ending_clip)."""
         if warmup < 0 or ending < 0:
             raise DataError(f"warmup={warmup}, ending={ending}: both count points to drop and cannot be negative")
         if not warmup and not ending:
@@ -158,8 +162,8 @@ class Runs:
     def mean(self, common_steps_only: bool = False) -> Runs:
         """One curve per (family, N, reuse factor): the mean over its runs at every step, as the paper does.
 
-        A step that only some runs reached is a mean of fewer runs (`repeats` counts them), which makes the curve jump where a run
-        ends; `common_steps_only` keeps the steps that all of them reached.
+        A step that only some runs reached is a mean of fewer runs (`repeats` counts them), which makes the curve jump
+        where a run ends; `common_steps_only` keeps the steps that all of them reached.
         """
         groups: dict[tuple, list[Curve]] = {}
         for curve in self.curves:
@@ -182,8 +186,11 @@ class Runs:
 
 
 def _mean_curve(group: list[Curve], common_steps_only: bool) -> Curve:
-    steps = sorted(set.intersection(*(set(curve.step.tolist()) for curve in group)) if common_steps_only
-                   else set.union(*(set(curve.step.tolist()) for curve in group)))
+    steps = sorted(
+        set.intersection(*(set(curve.step.tolist()) for curve in group))
+        if common_steps_only
+        else set.union(*(set(curve.step.tolist()) for curve in group))
+    )
     if not steps:
         raise DataError(f"{group[0].family} {group[0].size}: its {len(group)} runs have no step in common")
     columns = {}

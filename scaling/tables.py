@@ -41,8 +41,11 @@ def law_table(law: Law) -> str:
     lines += [f"  ! {warning}" for warning in law.warnings]
     lines += [
         f"  objective {law.objective}, weights {law.weights}, {int(law.design.counts.sum())} points, "
-        + (f"{len(law.draws.k_max)} bootstrap fits ({law.resample}" + (f", block {law.block})" if law.block else ")")
-           if law.draws is not None else "no bootstrap")
+        + (
+            f"{len(law.draws.k_max)} bootstrap fits ({law.resample}" + (f", block {law.block})" if law.block else ")")
+            if law.draws is not None
+            else "no bootstrap"
+        )
         + f", seed {law.seed}, data {law.digest[:12]}",
         f"  K_max {law.k_max:.5f} {spread(interval.get('k_max'), digits=4)}   "
         f"N_0 {law.n0 / n0_scale:.3f}{n0_unit} {spread(interval.get('n0'), n0_scale, 2)}",
@@ -54,12 +57,22 @@ def law_table(law: Law) -> str:
     rows = []
     for i, n in enumerate(law.sizes):
         label = law.design.labels[i]
-        rows.append([
-            label, int(law.design.counts[i]), f"{law.k(float(n)):.4f}", spread(interval.get("k", {}).get(label)), f"{own[i]:.4f}",
-            f"{law.e(float(n)):.4f}", spread(interval.get("e", {}).get(label)), f"{law.r2_per_model[label]:.3f}",
-            f"{diagnostics.rho[i]:.2f}", f"{diagnostics.n_eff[i]:.0f}", f"{diagnostics.curvature[i]:+.4f}",
-            f"{diagnostics.curvature_p[i]:.2f}",
-        ])
+        rows.append(
+            [
+                label,
+                int(law.design.counts[i]),
+                f"{law.k(float(n)):.4f}",
+                spread(interval.get("k", {}).get(label)),
+                f"{own[i]:.4f}",
+                f"{law.e(float(n)):.4f}",
+                spread(interval.get("e", {}).get(label)),
+                f"{law.r2_per_model[label]:.3f}",
+                f"{diagnostics.rho[i]:.2f}",
+                f"{diagnostics.n_eff[i]:.0f}",
+                f"{diagnostics.curvature[i]:+.4f}",
+                f"{diagnostics.curvature_p[i]:.2f}",
+            ]
+        )
     header = ["size", "points", "k(N)", "95 %", "k alone", "E(N)", "95 %", "R2", "rho", "n_eff", "curvature", "p"]
     return "\n".join([*lines, table(header, rows)])
 
@@ -69,7 +82,8 @@ def _n0_unit(n0: float) -> tuple[float, str]:
 
 
 def published_table(comparisons: Sequence[Comparison]) -> str:
-    """Table 6 and the full fits beside ours, with intervals, the verdict on each figure, and the reason of every miss."""
+    """Table 6 and the full fits beside ours, with intervals, the verdict on each figure, and the reason of every
+    miss."""
     rows, reasons = [], []
     for c in comparisons:
         p, interval = c.published, c.law.intervals
@@ -77,14 +91,38 @@ def published_table(comparisons: Sequence[Comparison]) -> str:
         if not c.reproduced:
             reasons.append(c.reason)
             mark = f" ({len(reasons)})"
-        rows.append([
-            f"{p.family} L(N,{'C' if p.x == 'compute' else 'D'}) {p.protocol}", int(c.law.design.counts.sum()), f"{p.k_max:.4f}",
-            f"{c.law.k_max:.4f}", spread(interval.get("k_max"), digits=3), f"{p.n0 / 1e9:.2f}", f"{c.law.n0 / 1e9:.2f}",
-            spread(interval.get("n0"), 1e9, 1), f"{p.r2:.4f}", f"{c.law.r2:.4f}", f"{c.law.r2_within:.3f}",
-            "-" if c.e_deviation is None else f"{c.e_deviation:.4f}",
-            ("reproduced" if c.reproduced else "NOT reproduced") + mark,
-        ])
-    header = ["fit", "points", "K_max", "ours", "95 %", "N_0 (B)", "ours", "95 %", "R2", "ours", "within", "max dE", "verdict"]
+        rows.append(
+            [
+                f"{p.family} L(N,{'C' if p.x == 'compute' else 'D'}) {p.protocol}",
+                int(c.law.design.counts.sum()),
+                f"{p.k_max:.4f}",
+                f"{c.law.k_max:.4f}",
+                spread(interval.get("k_max"), digits=3),
+                f"{p.n0 / 1e9:.2f}",
+                f"{c.law.n0 / 1e9:.2f}",
+                spread(interval.get("n0"), 1e9, 1),
+                f"{p.r2:.4f}",
+                f"{c.law.r2:.4f}",
+                f"{c.law.r2_within:.3f}",
+                "-" if c.e_deviation is None else f"{c.e_deviation:.4f}",
+                ("reproduced" if c.reproduced else "NOT reproduced") + mark,
+            ]
+        )
+    header = [
+        "fit",
+        "points",
+        "K_max",
+        "ours",
+        "95 %",
+        "N_0 (B)",
+        "ours",
+        "95 %",
+        "R2",
+        "ours",
+        "within",
+        "max dE",
+        "verdict",
+    ]
     notes = [f"({i}) {reason}" for i, reason in enumerate(reasons, 1)]
     return "\n".join([table(header, rows), *dict.fromkeys(notes)])
 
@@ -92,8 +130,13 @@ def published_table(comparisons: Sequence[Comparison]) -> str:
 def slopes_table(slopes: dict[str, list[tuple[str, float, float, float]]], within: float = 0.0005) -> str:
     """Published slopes of each model by itself beside ours; agreement to `within`, or the difference."""
     rows = [
-        [f"{family} {size}", f"{published:.4f}", f"{ours:.4f}", f"{quality:.2f}",
-         "reproduced" if abs(ours - published) <= within else f"off by {ours - published:+.4f}"]
+        [
+            f"{family} {size}",
+            f"{published:.4f}",
+            f"{ours:.4f}",
+            f"{quality:.2f}",
+            "reproduced" if abs(ours - published) <= within else f"off by {ours - published:+.4f}",
+        ]
         for family, entries in slopes.items()
         for size, published, ours, quality in entries
     ]
@@ -104,8 +147,19 @@ def heldout_table(rows: Sequence[HeldOut]) -> str:
     """Errors of predictions, each with what it was allowed to see."""
     return table(
         ["prediction", "points", "MAE", "MAPE", "end bias", "R2", "coverage", "width"],
-        [[r.basis, r.points, f"{r.mae:.4f}", f"{r.mape:.1%}", f"{r.end_bias:+.4f}", f"{r.r2:.3f}",
-          "-" if r.coverage is None else f"{r.coverage:.0%}", "-" if r.width is None else f"{r.width:.3f}"] for r in rows],
+        [
+            [
+                r.basis,
+                r.points,
+                f"{r.mae:.4f}",
+                f"{r.mape:.1%}",
+                f"{r.end_bias:+.4f}",
+                f"{r.r2:.3f}",
+                "-" if r.coverage is None else f"{r.coverage:.0%}",
+                "-" if r.width is None else f"{r.width:.3f}",
+            ]
+            for r in rows
+        ],
     )
 
 
@@ -114,9 +168,22 @@ def trajectory_table(trajectories: Sequence[Trajectory]) -> str:
     rows = []
     for t in trajectories:
         p = t.pooled
-        poor = [f"{size} {row.coverage:.0%}" for size, row in t.per_size.items() if row.coverage is not None and row.coverage < 0.85]
-        rows.append([f"first {t.fraction:.0%}", p.points, f"{p.mae:.4f}", f"{t.baseline_mae:.4f}", f"{p.end_bias:+.4f}",
-                     "-" if p.coverage is None else f"{p.coverage:.0%}", ", ".join(poor) or "none"])
+        poor = [
+            f"{size} {row.coverage:.0%}"
+            for size, row in t.per_size.items()
+            if row.coverage is not None and row.coverage < 0.85
+        ]
+        rows.append(
+            [
+                f"first {t.fraction:.0%}",
+                p.points,
+                f"{p.mae:.4f}",
+                f"{t.baseline_mae:.4f}",
+                f"{p.end_bias:+.4f}",
+                "-" if p.coverage is None else f"{p.coverage:.0%}",
+                ", ".join(poor) or "none",
+            ]
+        )
     header = ["fitted on", "predicted", "MAE", "last value", "end bias", "coverage", "sizes covered below 85 %"]
     return table(header, rows)
 
@@ -127,15 +194,27 @@ def score_table(scores: Sequence[Score]) -> str:
     for s in scores:
         aicc = "-" if s.aicc != s.aicc else f"{s.aicc:.0f}"
         difference = "-" if s.name == "joint" else f"[{s.difference[0]:+.4f}, {s.difference[1]:+.4f}]"
-        rows.append([s.name + ("" if s.converged else " (NOT CONVERGED)"), s.parameters or "-",
-                     "-" if s.rmse != s.rmse else f"{s.rmse:.5f}", aicc, f"{s.mape:.2%}",
-                     *(f"{value:.2%}" for value in s.mape_per_origin.values()), f"{s.bias:+.2%}", difference])
+        rows.append(
+            [
+                s.name + ("" if s.converged else " (NOT CONVERGED)"),
+                s.parameters or "-",
+                "-" if s.rmse != s.rmse else f"{s.rmse:.5f}",
+                aicc,
+                f"{s.mape:.2%}",
+                *(f"{value:.2%}" for value in s.mape_per_origin.values()),
+                f"{s.bias:+.2%}",
+                difference,
+            ]
+        )
     origins = [f"from {fraction:.0%}" for fraction in (scores[0].mape_per_origin if scores else {})]
-    return table(["law", "parameters", "rmse log10", "dAICc", "held-out MAPE", *origins, "end bias", "MAPE - joint, 95 %"], rows)
+    return table(
+        ["law", "parameters", "rmse log10", "dAICc", "held-out MAPE", *origins, "end bias", "MAPE - joint, 95 %"], rows
+    )
 
 
 def prediction_table(predictions: Sequence[Prediction]) -> str:
-    """One row per predicted point: loss, band of the law, interval of a new evaluation, and what was known of that size."""
+    """One row per predicted point: loss, band of the law, interval of a new evaluation, and what was known of that
+    size."""
     rows, reasons = [], []
     for p in predictions:
         reasons += [p.reason] if p.reason else []
@@ -149,8 +228,15 @@ def prediction_table(predictions: Sequence[Prediction]) -> str:
 
 def spending_table(law: Law, budgets: Sequence[float]) -> str:
     """Crossovers of neighbouring sizes, and the size to train at each budget among those whose data cover it."""
-    rows = [[f"{c.small} -> {c.large}", f"{c.x:.2e}", "-" if c.low is None else f"[{c.low:.1e}, {c.high:.1e}]",
-             "inside the data" if c.covered else "OUTSIDE the data of at least one"] for c in crossovers(law)]
+    rows = [
+        [
+            f"{c.small} -> {c.large}",
+            f"{c.x:.2e}",
+            "-" if c.low is None else f"[{c.low:.1e}, {c.high:.1e}]",
+            "inside the data" if c.covered else "OUTSIDE the data of at least one",
+        ]
+        for c in crossovers(law)
+    ]
     lines = [table([f"crossover in {law.x}", "X", "95 %", "where"], rows)]
     for budget in budgets:
         choices = best_size(law, budget)
@@ -158,8 +244,10 @@ def spending_table(law: Law, budgets: Sequence[float]) -> str:
         if not covered:
             lines.append(f"at {law.x} = {budget:.2e}: no size has data there, so none is recommended")
             continue
-        shares = ", ".join(f"{c.size} {c.loss:.3f}" + ("" if c.probability_best is None else f" (best in {c.probability_best:.0%})")
-                           for c in covered)
+        shares = ", ".join(
+            f"{c.size} {c.loss:.3f}" + ("" if c.probability_best is None else f" (best in {c.probability_best:.0%})")
+            for c in covered
+        )
         left = ", ".join(c.size for c in choices if not c.covered)
         lines.append(f"at {law.x} = {budget:.2e}: {shares}" + (f"; not covered by data: {left}" if left else ""))
     return "\n".join(lines)
@@ -170,7 +258,19 @@ def reuse_table(rows: Sequence[Reuse]) -> str:
     body = []
     for r in rows:
         low, high = r.difference_interval
-        verdict = "reference" if r.factor == 1 else "worse" if low > 0 else "better" if high < 0 else "no difference seen"
-        body.append([f"tau {r.factor:g}", r.runs, f"{r.final:.4f}", spread(r.final_interval), f"{r.difference:+.4f}",
-                     spread(r.difference_interval), f"{r.k:.4f}", verdict])
+        verdict = (
+            "reference" if r.factor == 1 else "worse" if low > 0 else "better" if high < 0 else "no difference seen"
+        )
+        body.append(
+            [
+                f"tau {r.factor:g}",
+                r.runs,
+                f"{r.final:.4f}",
+                spread(r.final_interval),
+                f"{r.difference:+.4f}",
+                spread(r.difference_interval),
+                f"{r.k:.4f}",
+                verdict,
+            ]
+        )
     return table(["data reuse", "runs", "final loss", "95 %", "minus tau 1", "95 %", "k", "verdict"], body)

@@ -5,8 +5,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from jaxgrpo.errors import UserError
 
-class ModelError(ValueError):
+
+class ModelError(UserError):
     """A model directory or file that cannot be used; the message says which, why, and how to mend it."""
 
 

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxgrpo.model.config import ModelConfig, ModelError, hf_config_dict
@@ -168,7 +169,7 @@ def save_params(
 
     `hf_config` is written back as it came, but for the dtype where that changed; generation config and tokenizer are
     copied from `copy_from`. Weights above `max_shard_bytes` are split into several files with an index. `dtype` is by
-    default that of the parameters. The directory appears under its name when it is complete, and not at all after a failure.
+    default that of the parameters. The directory appears under its name once complete, and not at all after a failure.
 
     Raises ModelError when `out_dir` is not empty or is no local path, when parameters are spread over several hosts,
     and when writing fails (a full disk).
@@ -241,7 +242,8 @@ def _pending_tensors(params: dict, config: ModelConfig, dtype: np.dtype) -> Iter
 
 def _fetch(params: dict, spec: ParameterSpec, layer: int | None, dtype: np.dtype) -> np.ndarray:
     """One tensor on the host, as it is stored."""
-    value = params[spec.name] if layer is None else params[spec.name][layer]
+    # np.asarray leaves its host copy inside the jax.Array it is given: give it one that ends here.
+    value = jnp.copy(params[spec.name]) if layer is None else params[spec.name][layer]
     return _as_stored(spec, np.asarray(value)).astype(dtype, copy=False)
 
 

@@ -54,9 +54,7 @@ def parameter_table(config: ModelConfig) -> list[ParameterSpec]:
 
     def layer(name, shape, axes, hf, inputs, init):
         specs.append(
-            ParameterSpec(
-                f"layers.{name}", (c.layers, *shape), ("layers", *axes), f"model.layers.{{layer}}.{hf}", inputs, init
-            )
+            ParameterSpec(f"layers.{name}", (c.layers, *shape), ("layers", *axes), f"model.layers.{{layer}}.{hf}", inputs, init)
         )
 
     layer("attn_norm", (c.embed,), ("embed_norm",), "input_layernorm.weight", 0, "ones")

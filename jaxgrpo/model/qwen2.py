@@ -123,6 +123,4 @@ class Qwen2(nnx.Module):
             segment_ids = jnp.ones(tokens_BT.shape, jnp.int32)
         params = self.params
         x_BTD = hidden_states(params, self.config, tokens_BT, positions, segment_ids, dtype=params["embed"].dtype)
-        return jnp.einsum(
-            "BTD,DV->BTV", x_BTD, output_matrix(params).astype(x_BTD.dtype), preferred_element_type=jnp.float32
-        )
+        return jnp.einsum("BTD,DV->BTV", x_BTD, output_matrix(params).astype(x_BTD.dtype), preferred_element_type=jnp.float32)

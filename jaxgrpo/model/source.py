@@ -145,8 +145,8 @@ def _download(repository: str, need_weights: bool) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(repository, allow_patterns=patterns))
     except Exception as error:  # the client's errors come from several HTTP libraries and share no other base
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise ModelError(
-            f"model {repository!r} is no directory here and could not be fetched from the Hugging Face hub "
-            f"({type(error).__name__}: {next(iter(str(error).splitlines()), '')}). Check the name and the network, or download the "
-            "model elsewhere and give the path of its directory."
+            f"model {repository!r} is no directory here and could not be fetched from the Hugging Face hub ({reason}). "
+            "Check the name and the network, or download the model elsewhere and give the path of its directory."
         ) from error

@@ -3,11 +3,15 @@
 import math
 import os
 
+from jaxgrpo.errors import UserError
+
 AXES = ("data", "fsdp", "tensor")
 
 
-class MeshError(ValueError):
+class MeshError(UserError):
     """A mesh that the devices at hand cannot form; the message says what would."""
+
+    exit_code = 2
 
 
 def prepare_cpu_devices(count: int) -> None:

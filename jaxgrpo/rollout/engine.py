@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgrpo.errors import UserError
 from jaxgrpo.model.attention import attend, attend_cache, causal_mask
 from jaxgrpo.model.config import ModelConfig
 from jaxgrpo.model.qwen2 import block, embed_tokens, output_matrix, rms_norm, rope_angles
@@ -23,8 +24,10 @@ from jaxgrpo.rollout.layout import make_handover
 from jaxgrpo.rollout.sampling import sample_tokens
 
 
-class EngineError(ValueError):
+class EngineError(UserError):
     """A request or size that the engine cannot serve; the message gives the value and the remedy."""
+
+    exit_code = 2
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,9 @@ class Engine:
     def __init__(self, config: ModelConfig, settings: EngineSettings, mesh, *, tokenizer=None):
         replicas = mesh.shape["replica"]
         if settings.slots % replicas:
-            raise EngineError(f"{settings.slots} slots do not divide over {replicas} replicas: set rollout.slots to a multiple.")
+            raise EngineError(
+                f"{settings.slots} slots do not divide over {replicas} replicas: set rollout.slots to a multiple."
+            )
         bad = [i for i in settings.stop_ids if not 0 <= i < config.vocab]
         if bad:
             raise EngineError(f"stop token ids {bad} lie outside the vocabulary of {config.vocab}.")
@@ -186,7 +191,9 @@ class Engine:
         """
         longest = max(len(p) for p in prompts)
         if min(len(p) for p in prompts) == 0 or longest > self.settings.max_prompt:
-            raise EngineError(f"a prompt of {longest} tokens; prompts need 1 to {self.settings.max_prompt} (data.max_prompt_tokens).")
+            raise EngineError(
+                f"a prompt of {longest} tokens; prompts need 1 to {self.settings.max_prompt} (data.max_prompt_tokens)."
+            )
         bucket = next(b for b in self.settings.buckets if b >= longest)
         rows = self.settings.prefill_rows(bucket)
         if len(prompts) > rows:
@@ -266,9 +273,7 @@ class Engine:
             x_RTD = embed_tokens(params, tokens_RT)
             caches = []
             for w in params["layers"]:
-                x_RTD, kv = block(
-                    self.config, w, x_RTD, rope, lambda q, k, v: (attend(q, k, v, mask_R1TT), (k, v))
-                )
+                x_RTD, kv = block(self.config, w, x_RTD, rope, lambda q, k, v: (attend(q, k, v, mask_R1TT), (k, v)))
                 caches.append(kv)
             last_RD = jnp.take_along_axis(x_RTD, (lengths_R - 1)[:, None, None], axis=1)[:, 0]
             return Prefix(

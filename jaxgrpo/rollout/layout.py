@@ -32,6 +32,4 @@ def unstack(params: dict, layers: int, dtype) -> dict:
 
 def make_handover(config: ModelConfig, mesh, dtype):
     """The jitted cast + reshard from the trainer's parameters to the rollout layout on `mesh`."""
-    return jax.jit(
-        partial(unstack, layers=config.layers, dtype=dtype), out_shardings=rollout_shardings(config, mesh)
-    )
+    return jax.jit(partial(unstack, layers=config.layers, dtype=dtype), out_shardings=rollout_shardings(config, mesh))

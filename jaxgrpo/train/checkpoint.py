@@ -11,10 +11,11 @@ import jax
 import orbax.checkpoint as ocp
 
 from jaxgrpo.config import CheckpointConfig
+from jaxgrpo.errors import UserError
 from jaxgrpo.train.state import TrainState
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError):
     """A checkpoint that could not be written or read; the message gives path, cause and remedy."""
 
 
@@ -79,23 +80,30 @@ def load_params(directory: Path, target: dict) -> dict:
         return checkpointer.restore(directory.absolute(), target)
 
 
+def load_params_anywhere(directory: Path) -> dict[str, jax.Array]:
+    """What `save_params` wrote, on the default device, whatever mesh it was saved from."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(directory.absolute(), _on_default_device(checkpointer.metadata(directory.absolute())))
+
+
 def read_checkpoint(path: Path) -> tuple[dict[str, jax.Array], dict]:
     """(params, meta) of a step directory, or of the newest step of a run or checkpoints directory, on the default device."""
     for folder in (path / "checkpoints", path):
-        if folder.is_dir() and any(child.name.isdigit() for child in folder.iterdir()):
-            path = folder / str(max(int(child.name) for child in folder.iterdir() if child.name.isdigit()))
+        steps = [int(child.name) for child in folder.iterdir() if child.name.isdigit()] if folder.is_dir() else []
+        if steps:
+            path = folder / str(max(steps))
             break
     if not (path / "params").is_dir():
         raise CheckpointError(f"{path} holds no checkpoint: give a run directory, its checkpoints/ folder, or one step of it.")
-    checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
-    abstract = checkpointer.item_metadata(path.absolute())
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler("meta")) as checkpointer:
+        meta = checkpointer.restore(path.absolute(), args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+    return load_params_anywhere(path / "params"), meta
+
+
+def _on_default_device(metadata) -> dict[str, jax.ShapeDtypeStruct]:
+    tree = getattr(metadata, "item_metadata", metadata)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    target = {
-        name: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=device) for name, value in abstract["params"].items()
-    }
-    args = ocp.args.Composite(params=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore())
-    restored = checkpointer.restore(path.absolute(), args=args)
-    return restored["params"], restored["meta"]
+    return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device) for name, leaf in dict(tree).items()}
 
 
 class _explained:
@@ -120,4 +128,6 @@ class _explained:
 
 def _brief(error: BaseException) -> str:
     text = str(error)
-    return "no space left on the disk" if "No space left" in text else text.splitlines()[0][:200] if text else type(error).__name__
+    return (
+        "no space left on the disk" if "No space left" in text else text.splitlines()[0][:200] if text else type(error).__name__
+    )

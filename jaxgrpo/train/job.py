@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +13,13 @@ from eval.suite import Outcome, outcomes, pass_at_1, sample_and_grade
 from jaxgrpo.config import Config, ConfigError, replace
 from jaxgrpo.data import DATA_SOURCE, EncodedPrompt, load_tokenizer
 from jaxgrpo.model.hf import load_params
-from jaxgrpo.model.parameters import abstract_parameters, count_parameters, initialise
+from jaxgrpo.model.parameters import abstract_parameters, count_parameters
 from jaxgrpo.model.source import ModelSource, resolve_model
 from jaxgrpo.parallel.mesh import rollout_mesh, trainer_mesh
 from jaxgrpo.reward import GraderPool
 from jaxgrpo.rollout.engine import Engine, EngineSettings
 from jaxgrpo.train.accounting import FlopCounter, peak_flops
+from jaxgrpo.train.conversion import is_converted, load_converted
 from jaxgrpo.train.dataset import TrainingPrompts, heldout_prompts
 from jaxgrpo.train.rows import Rows, Sequence, pack
 from jaxgrpo.train.sizes import device_memory, resolve_sizes
@@ -59,9 +60,7 @@ class Job:
     @cached_property
     def update(self) -> Callable:
         c = self.config
-        return make_update(
-            self.model, c.train, c.algo, c.rollout.temperature, c.optim.clip_norm, self.optimizer, self.mesh
-        )
+        return make_update(self.model, c.train, c.algo, c.rollout.temperature, c.optim.clip_norm, self.optimizer, self.mesh)
 
     @cached_property
     def flops(self) -> FlopCounter:
@@ -86,10 +85,9 @@ class Job:
 
     def initial_params(self) -> dict[str, jax.Array]:
         """The float32 parameters that the run starts from, on the trainer's mesh."""
-        if not self.source.random:
-            return load_params(self.source, dtype=jnp.float32, mesh=self.mesh)
-        make = partial(initialise, self.model, self.config.seed)
-        return jax.jit(make, out_shardings=parameter_shardings(self.model, self.mesh))()
+        if is_converted(self.source.name):
+            return load_converted(self.source, self.abstract_params())
+        return load_params(self.source, dtype=jnp.float32, mesh=self.mesh, seed=self.config.seed)
 
     def abstract_params(self) -> dict:
         shardings = parameter_shardings(self.model, self.mesh)
@@ -135,9 +133,7 @@ class Job:
     def evaluate(self, weights, step: int, stream: str = SUITE) -> list[Outcome]:
         """Outcomes on the held-out problems."""
         c = self.config.eval
-        graded = self.sample(
-            weights, self.heldout, stream=stream, step=step, samples=c.samples, temperature=c.temperature
-        )
+        graded = self.sample(weights, self.heldout, stream=stream, step=step, samples=c.samples, temperature=c.temperature)
         return outcomes(self.heldout, graded, self.tokenizer)
 
     def pass_at_1(self, params: dict, step: int, stream: str) -> float:
@@ -164,7 +160,7 @@ def tokenizer_name(config: Config, source: ModelSource) -> str:
 
 def prepare(config: Config) -> Job:
     """Resolve every automatic value, load data and tokenizer, lay out meshes, start graders. Nothing is compiled yet."""
-    source = resolve_model(config.model)
+    source = resolve_model(config.model, need_weights=not is_converted(config.model))
     name = tokenizer_name(config, source)
     tokenizer = load_tokenizer(name)
     if len(tokenizer) > source.config.vocab:

@@ -17,6 +17,7 @@ from jaxgrpo.algo import group_advantages
 from jaxgrpo.config import Config, ConfigError
 from jaxgrpo.data import DATA_SOURCE
 from jaxgrpo.train.checkpoint import Checkpoints, load_params, save_params
+from jaxgrpo.train.conversion import write_companions
 from jaxgrpo.train.job import SUITE, Job, prepare
 from jaxgrpo.train.metrics import CompilationCounter
 from jaxgrpo.train.plots import draw_learning_curve
@@ -53,6 +54,7 @@ def train(config: Config) -> None:
         if stored is not None:
             run.check_same(job.config, stored)
         run.write_config(job.config)
+        write_companions(run.path / "model", job.source, job.tokenizer)
         _Trainer(job, run, compilations).run_all()
 
 

@@ -78,7 +78,9 @@ class Progress:
             table.add_row(f"highest Pass@1 (step {best['step']})", f"{1 - best['test_loss']:.3f}")
         last = records[-1]
         table.add_row("prompts, tokens", f"{last['samples']:,}, {last['tokens']:,}")
-        table.add_row("training compute", f"{last['compute_flops']:.3g} FLOP (6 N tokens), {last['compute_flops_total']:.3g} in all")
+        table.add_row(
+            "training compute", f"{last['compute_flops']:.3g} FLOP (6 N tokens), {last['compute_flops_total']:.3g} in all"
+        )
         if last["grader_errors"] or last["skipped_updates"]:
             table.add_row("grader errors, skipped updates", f"{last['grader_errors']}, {last['skipped_updates']}")
         self.console.print(table)

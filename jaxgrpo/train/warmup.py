@@ -40,9 +40,7 @@ def make_supervised_update(model: ModelConfig, train: TrainConfig, optimizer: op
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
             return TrainState(optax.apply_updates(state.params, updates), opt_state), value
 
-    return jax.jit(
-        update, donate_argnames="state", out_shardings=(state_shardings(model, optimizer, mesh), replicated(mesh))
-    )
+    return jax.jit(update, donate_argnames="state", out_shardings=(state_shardings(model, optimizer, mesh), replicated(mesh)))
 
 
 def builtin_examples(seed: int, batch: int, corruption: float, start: int, encode: Callable) -> Iterator[list[Example]]:
@@ -96,28 +94,27 @@ def warm_up(
 ) -> dict:
     """Parameters after the supervised start. `pass1(params, step)` measures held-out Pass@1; `report` gets progress lines."""
     warmup = config.warmup
-    optimizer = make_optimizer(OptimConfig(lr=warmup.lr, weight_decay=0.0))
-    state = init_state(params, model, optimizer, mesh)
-    update = make_supervised_update(model, config.train, optimizer, mesh)
 
-    def run(state: TrainState, batches: Iterator[list[Example]], first: int, steps: int, stop: float, name: str):
-        score = None
-        for step in range(first, first + steps):
+    def run(params: dict, batches: Iterator[list[Example]], lr: float, first: int, steps: int, stop: float, name: str):
+        optimizer = make_optimizer(OptimConfig(lr=lr, weight_decay=0.0))
+        state = init_state(params, model, optimizer, mesh)
+        update = make_supervised_update(model, config.train, optimizer, mesh)
+        for step in range(first + 1, first + steps + 1):
             rows, used = _rows(next(batches), config, pad_id)
             state, loss = update(state, jax.device_put(rows, rows_sharding(mesh)), np.int32(used))
-            if (step + 1 - first) % warmup.check_every == 0 or step + 1 == first + steps:
-                score = pass1(state.params, step + 1)
-                report(f"warm-up ({name}) step {step + 1}: loss {float(loss):.3f}, held-out Pass@1 {score:.3f}")
+            if (step - first) % warmup.check_every == 0 or step == first + steps:
+                score = pass1(state.params, step)
+                report(f"warm-up ({name}) step {step}: loss {float(loss):.3f}, held-out Pass@1 {score:.3f}")
                 if stop and score >= stop:
-                    return state, step + 1
-        return state, first + steps
+                    return state.params, step
+        return state.params, first + steps
 
     clean = _batches(warmup, config, encode, corruption=0.0, start=0)
-    state, done = run(state, clean, 0, warmup.steps, warmup.stop_pass1, "right demonstrations")
+    params, done = run(params, clean, warmup.lr, 0, warmup.steps, warmup.stop_pass1, "right demonstrations")
     if warmup.corrupt_steps:
         wrong = _batches(warmup, config, encode, corruption=warmup.corruption, start=warmup.steps * warmup.batch)
-        state, _ = run(state, wrong, done, warmup.corrupt_steps, 0.0, "part of them wrong")
-    return state.params
+        params, _ = run(params, wrong, warmup.corrupt_lr, done, warmup.corrupt_steps, 0.0, "part of them wrong")
+    return params
 
 
 def _batches(warmup: WarmupConfig, config: Config, encode, *, corruption: float, start: int) -> Iterator[list[Example]]:

@@ -163,9 +163,8 @@ def test_a_tied_model_that_stores_its_output_matrix_loads_without_it(tmp_path):
 
 def test_tokenizer_files_travel_with_the_weights(tmp_path):
     source = write_tiny_model(tmp_path / "in", **SMALL)
-    companions = ["tokenizer.json", "tokenizer_config.json", "vocab.json", "special_tokens_map.json", "added_tokens.json"]
-    for file in companions:
-        write_json(source / file, {"file": file})
+    for name in ("tokenizer", "tokenizer_config", "vocab", "special_tokens_map", "added_tokens"):
+        write_json(source / f"{name}.json", {"name": name})
     (source / "merges.txt").write_text("a b\n")
     (source / "chat_template.jinja").write_text("{{ messages }}")
     (source / "training_args.bin").write_bytes(b"0")

@@ -184,7 +184,8 @@ def test_saving_into_a_bucket_or_in_another_dtype_is_refused(directory, tmp_path
 
 def test_saving_parameters_of_several_hosts_is_refused(directory, tmp_path):
     model = load_hf(directory, dtype=jnp.float32)
-    elsewhere = SimpleNamespace(shape=model.params["embed"].shape, dtype=np.dtype(np.float32), is_fully_addressable=False)
+    embed = model.params["embed"]
+    elsewhere = SimpleNamespace(shape=embed.shape, dtype=embed.dtype, is_fully_addressable=False)
     with pytest.raises(ModelError, match="embed is spread over several hosts"):
         save_params(model.params | {"embed": elsewhere}, model.config, tmp_path / "out")
 

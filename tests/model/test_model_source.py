@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -145,39 +144,38 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 
 RESOLVE = """
-import sys
-from jaxgrpo.model import ModelError
+import http.server, os, sys, threading
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_model_source import Hub
+Hub.directory = Path(sys.argv[2])
+hub = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+threading.Thread(target=hub.serve_forever, daemon=True).start()
+os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{hub.server_port}"
 from jaxgrpo.model.source import resolve_model
+for need_weights in (False, True):
+    source = resolve_model("Tiny/Qwen2", need_weights=need_weights)
+    print(sorted(file.name for file in source.path.iterdir()), source.config.heads)
+hub.shutdown()
+hub.server_close()
+print(resolve_model("Tiny/Qwen2").path == source.path)
 try:
-    source = resolve_model("Tiny/Qwen2", need_weights=sys.argv[1] == "weights")
-    print(sorted(file.name for file in source.path.iterdir()))
-except ModelError as error:
+    resolve_model("Tiny/Other")
+except ValueError as error:
     print(error)
 """
-
-
-def resolve_at(endpoint: str, cache: Path, argument: str) -> str:
-    settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
-    command = [sys.executable, "-c", RESOLVE, argument]
-    done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_a_hub_id_is_fetched_from_the_hub_and_is_an_error_where_there_is_none(tmp_path):
     directory = write_tiny_model(tmp_path / "model", heads=4, head_dim=16)
     (directory / "pytorch_model.bin").write_bytes(b"not wanted")
-    hub = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("TinyHub", (Hub,), {"directory": directory}))
-    threading.Thread(target=hub.serve_forever, daemon=True).start()
-    endpoint = f"http://127.0.0.1:{hub.server_port}"
-    try:
-        plan = resolve_at(endpoint, tmp_path / "cache", "no weights")
-        assert plan.strip() == "['config.json', 'generation_config.json']"
-        fetched = resolve_at(endpoint, tmp_path / "cache", "weights")
-        assert fetched.strip() == "['config.json', 'generation_config.json', 'model.safetensors']"
-    finally:
-        hub.shutdown()
-        hub.server_close()
-    message = resolve_at(endpoint, tmp_path / "other cache", "weights")
-    assert "'Tiny/Qwen2'" in message and "could not be fetched from the Hugging Face hub" in message
-    assert "give the path of its directory" in message
+    settings = {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
+    command = [sys.executable, "-c", RESOLVE, str(Path(__file__).parent), str(directory)]
+    done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    plan, fetched, cached, refused = done.stdout.splitlines()
+    assert plan == "['config.json', 'generation_config.json'] 4"
+    assert fetched == "['config.json', 'generation_config.json', 'model.safetensors'] 4"
+    assert cached == "True"
+    assert "'Tiny/Other'" in refused and "could not be fetched from the Hugging Face hub" in refused
+    assert "give the path of its directory" in refused

@@ -63,7 +63,7 @@ def tiny_config(
 
 
 def tiny_weights(config: dict, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random float32 tensors by their HF names, scaled so that logits are of order one; norms and biases not trivial."""
+    """Random float32 tensors by their HF names, scaled so that logits are of order one; no trivial norm or bias."""
     rng = np.random.default_rng(seed)
     embed, mlp, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
     head_dim = config.get("head_dim") or embed // config["num_attention_heads"]

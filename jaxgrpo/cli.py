@@ -1,0 +1,139 @@
+"""The `jaxgrpo` command. Exit codes: 0 done, 1 failed, 2 bad usage. jax is imported only inside the commands that need it."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from jaxgrpo import __version__
+from jaxgrpo.errors import UserError
+
+DONE, FAILED = 0, 1
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)  # argparse leaves overrides that follow an option
+    if rest and ("overrides" not in arguments or any(r.startswith("-") or "=" not in r for r in rest)):
+        parser.error(f"unrecognised arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides += rest
+    return arguments.run(arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="jaxgrpo", description="GRPO post-training of Qwen2.5 in JAX, and the scaling law of what more would buy."
+    )
+    parser.add_argument("--version", action="version", version=f"jaxgrpo {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    train = commands.add_parser(
+        "train",
+        help="train a model, or go on with the run in its run directory",
+        description="Train by GRPO as CONFIG says. An existing run directory of the same config is resumed.",
+        epilog=_keys_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    train.add_argument("config", metavar="CONFIG", help="YAML file; see configs/")
+    train.add_argument("overrides", metavar="key=value", nargs="*", help="such as optim.lr=2e-6 or model=DIR")
+    train.add_argument("--dry-run", action="store_true", help="print resolved config, mesh and bytes per device; run nothing")
+    train.set_defaults(run=_train)
+
+    convert = commands.add_parser("convert", help="Hugging Face weights to a directory that loads in shards")
+    convert.add_argument("hf_dir", metavar="HF_DIR", help="Hugging Face directory or hub id")
+    convert.add_argument("out_dir", metavar="OUT_DIR", help="new directory; `jaxgrpo train CONFIG model=OUT_DIR` reads it")
+    convert.set_defaults(run=_convert)
+
+    export = commands.add_parser("export", help="a checkpoint to Hugging Face weights")
+    export.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="run directory (its newest checkpoint), one step of it, or OUT_DIR"
+    )
+    export.add_argument("out_dir", metavar="OUT_HF_DIR", help="new directory, loadable by transformers")
+    export.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: that of the original weights")
+    export.set_defaults(run=_export)
+    return parser
+
+
+def _keys_help() -> str:
+    from jaxgrpo.config import Config, flatten
+
+    rows = (f"  {key}={value!s}" for key, value in flatten(Config()).items())
+    return "keys and their defaults (0 or empty often means: worked out at the start):\n" + "\n".join(rows)
+
+
+def _train(arguments) -> int:
+    from jaxgrpo.config import load_config
+
+    def run():
+        config = load_config(arguments.config, arguments.overrides)
+        _start_jax(config)
+        if arguments.dry_run:
+            from jaxgrpo.train.dry_run import print_dry_run
+
+            print_dry_run(config)
+        else:
+            from jaxgrpo.train.loop import train
+
+            train(config)
+
+    return _reported(run)
+
+
+def _convert(arguments) -> int:
+    def run():
+        from jaxgrpo.train.conversion import convert
+
+        print(f"converted {arguments.hf_dir} to {convert(arguments.hf_dir, arguments.out_dir)}")
+
+    return _reported(run)
+
+
+def _export(arguments) -> int:
+    def run():
+        from jaxgrpo.train.conversion import export
+
+        print(f"exported {arguments.checkpoint} to {export(arguments.checkpoint, arguments.out_dir, arguments.dtype)}")
+
+    return _reported(run)
+
+
+def _start_jax(config) -> None:
+    """Virtual CPU devices and the compilation cache: both must be set before jax starts its backends."""
+    import math
+
+    from jaxgrpo.parallel.mesh import prepare_cpu_devices
+
+    stored = Path(config.run_dir) / "config.yaml"
+    mesh = config.mesh
+    if not mesh.fsdp and stored.exists():
+        from jaxgrpo.config import load_config
+
+        mesh = load_config(str(stored)).mesh
+    prepare_cpu_devices(math.prod((mesh.data, mesh.fsdp, mesh.tensor)))
+    import jax
+
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "jaxgrpo" / "xla"))
+    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _reported(run) -> int:
+    """Run a command; a failure that a user can mend becomes one line and an exit code, anything else a traceback."""
+    try:
+        run()
+        return DONE
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
+        return FAILED
+    except UserError as error:
+        print(f"jaxgrpo: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        print(f"jaxgrpo: {error}; mend that and run the same command again.", file=sys.stderr)
+        return FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

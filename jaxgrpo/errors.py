@@ -1,0 +1,7 @@
+"""The base of every error that a user can mend. Its message is one line: what was wrong, with which value, what to do."""
+
+
+class UserError(ValueError):
+    """Shown by the command line without a traceback."""
+
+    exit_code = 1  # 1: the work failed; 2: the command or its configuration cannot be meant

@@ -1,0 +1,89 @@
+"""`jaxgrpo convert` and `jaxgrpo export`: Hugging Face weights to an Orbax directory that loads in shards, and back.
+
+A converted directory holds what came beside the weights (config.json, generation_config.json, tokenizer) and `params/`. A run
+keeps the same companions in its `model/` folder, so that its checkpoints can be exported without the original directory.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from jaxgrpo.model.config import ModelError, read_json
+from jaxgrpo.model.hf import COMPANIONS, load_params, save_params
+from jaxgrpo.model.source import ModelSource, resolve_model
+from jaxgrpo.train import checkpoint
+
+PARAMS = "params"
+
+
+def is_converted(name: str) -> bool:
+    """Whether a model name is a directory that `convert` wrote."""
+    return (Path(name) / PARAMS).is_dir()
+
+
+def convert(model: str, out_dir: str) -> Path:
+    """Write the model's weights, in the dtype they came in, as an Orbax directory; returns its path."""
+    out = Path(out_dir)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ModelError(f"{out} exists and is not an empty directory; choose another one or remove it.")
+    source = resolve_model(model)
+    params = load_params(source, dtype=jnp.dtype(stored_dtype(source.hf_config)))
+    unfinished = out.absolute().parent / f".{out.name}.{os.getpid()}.unfinished"
+    try:
+        write_companions(unfinished, source, tokenizer=None)
+        checkpoint.save_params(unfinished / PARAMS, params)
+        unfinished.replace(out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return out
+
+
+def export(path: str, out_dir: str, dtype: str | None = None) -> Path:
+    """Write a converted directory, a run, or one of its checkpoints as a Hugging Face directory; returns its path.
+
+    dtype: of the written weights; by default that of the model the run started from.
+    """
+    start = Path(path)
+    if is_converted(path) and (start / "config.json").exists():
+        companions, params = start, checkpoint.load_params_anywhere(start / PARAMS)
+    else:
+        companions = next((p / "model" for p in (start, *start.absolute().parents[:2]) if (p / "model").is_dir()), None)
+        params, _ = checkpoint.read_checkpoint(start)
+        if companions is None:
+            raise ModelError(f"no model/ folder beside the checkpoint {start}: give a checkpoint inside its run directory.")
+    hf_config = read_json(companions / "config.json")
+    source = resolve_model(str(companions), need_weights=False)
+    chosen = jnp.dtype(dtype or stored_dtype(hf_config))
+    save_params(params, source.config, out_dir, hf_config=hf_config, copy_from=companions, dtype=chosen)
+    return Path(out_dir)
+
+
+def load_converted(source: ModelSource, target: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    """The parameters of a converted directory, laid out and cast as `target`."""
+    return checkpoint.load_params(source.path / PARAMS, target)
+
+
+def stored_dtype(hf_config: dict) -> str:
+    """The dtype that the weights of a config.json are kept in."""
+    return hf_config.get("dtype") or hf_config.get("torch_dtype") or "float32"
+
+
+def write_companions(directory: Path, source: ModelSource, tokenizer) -> None:
+    """config.json, generation_config.json and tokenizer of a model, from its directory or, for random weights, made here."""
+    directory.mkdir(parents=True, exist_ok=True)
+    if source.path is not None:
+        shutil.copyfile(source.path / "config.json", directory / "config.json")
+        for pattern in COMPANIONS:
+            for file in sorted(source.path.glob(pattern)):
+                shutil.copyfile(file, directory / file.name)
+        return
+    if tokenizer is None:
+        raise ModelError(f"model {source.name} has random weights and no tokenizer: there is nothing to convert.")
+    special = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+    (directory / "config.json").write_text(json.dumps(source.hf_config | special, indent=2) + "\n")
+    (directory / "generation_config.json").write_text(json.dumps(special | {"do_sample": True}, indent=2) + "\n")
+    tokenizer.save_pretrained(directory)

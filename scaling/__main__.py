@@ -1,0 +1,142 @@
+"""`python -m scaling [METRICS ...]`, also `jaxgrpo fit METRICS ...`.
+
+Without METRICS: the published curves, the paper's Table 6 beside our fits, and what it leaves out. Exit codes: 0 done,
+1 failed (the data cannot support a fit), 2 bad usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from scaling import report
+from scaling.design import OBJECTIVES, WEIGHTS
+from scaling.law import RESAMPLES
+from scaling.reading import load
+from scaling.runs import X_COLUMNS, DataError
+
+UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9}
+
+
+def quantity(text: str) -> float:
+    """'72e9' or '72B' as a positive number."""
+    match = re.fullmatch(r"([0-9.]+(?:e[+-]?[0-9]+)?)([kmb]?)", text.strip().lower())
+    try:
+        value = float(match[1]) * UNITS[match[2]] if match else 0.0
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number such as 72e9 or 72B")
+    return value
+
+
+def prediction(text: str) -> tuple[float, float | None]:
+    """'N=72e9' or 'N=72e9,X=1e20' as (N, X or None)."""
+    parts = dict(part.split("=", 1) for part in text.split(",") if "=" in part)
+    if "N" not in parts or set(parts) - {"N", "X"} or len(parts) != len(text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form N=72e9 or N=72e9,X=1e20")
+    return quantity(parts["N"]), quantity(parts["X"]) if "X" in parts else None
+
+
+def loss(text: str) -> float:
+    """A loss strictly between 0 and 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a loss between 0 and 1")
+    return value
+
+
+def count(text: str) -> int:
+    """A whole number of at least 0."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of `python -m scaling` and `jaxgrpo fit`."""
+    p = argparse.ArgumentParser(
+        prog="python -m scaling",
+        description="Fit log10 L = -k(N) log10 X + E(N), k(N) = K_max / (1 + N_0/N), to held-out loss; predict; draw.",
+        epilog="Without METRICS: the published curves of arXiv 2509.25300 against its published fits.",
+    )
+    p.add_argument("metrics", metavar="METRICS", nargs="*", help="run directories, metrics.jsonl files or CSV files")
+    p.add_argument(
+        "--x", choices=sorted(X_COLUMNS), default="compute", help="what L is a law of (default: compute, 6 N tokens)"
+    )
+    p.add_argument(
+        "--predict",
+        type=prediction,
+        action="append",
+        default=[],
+        metavar="N=72e9[,X=1e20]",
+        help="predict a size; one that is among the runs is also held out and predicted from the smaller ones",
+    )
+    p.add_argument(
+        "--target", type=loss, action="append", default=[], metavar="LOSS", help="X that each size needs for this loss"
+    )
+    p.add_argument("--out", type=Path, metavar="DIR", help="write law.json and the figures (PDF, PNG) there")
+    p.add_argument("--family", help="only this model_family")
+    p.add_argument(
+        "--objective", choices=OBJECTIVES, default="log", help="log (default), linear (the paper's) or huber"
+    )
+    p.add_argument(
+        "--weights", choices=WEIGHTS, default="model", help="equal total per model (default), per point, or 1/variance"
+    )
+    p.add_argument("--size", default="n_nominal", help="key that N is read from (default: n_nominal, else n_params)")
+    p.add_argument("--warmup", type=count, default=0, metavar="K", help="drop the first K points of every curve")
+    p.add_argument("--ending", type=count, default=0, metavar="K", help="drop the last K points of every curve")
+    p.add_argument(
+        "--bootstrap", type=count, default=2000, metavar="R", help="bootstrap fits (default: 2000; 0: no intervals)"
+    )
+    p.add_argument(
+        "--resample", choices=RESAMPLES, default="block", help="what is drawn again: residual blocks, runs or questions"
+    )
+    p.add_argument("--block", type=count, metavar="STEPS", help="block length (default: n^(1/3))")
+    p.add_argument("--seed", type=count, default=0)
+    p.add_argument("--compare", action="store_true", help="also compare other laws by AICc and rolling-origin hold-out")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    try:
+        args = parser().parse_args(None if argv is None else list(argv))
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 2
+    options = report.Options(
+        x=args.x,
+        objective=args.objective,
+        weights=args.weights,
+        bootstrap=args.bootstrap,
+        resample=args.resample,
+        block=args.block,
+        seed=args.seed,
+        compare=args.compare,
+        predict=tuple(args.predict),
+        targets=tuple(args.target),
+        out=args.out,
+    )
+    try:
+        if not args.metrics:
+            report.from_paper(options)
+            return 0
+        runs = load(args.metrics, size=args.size)
+        if args.family is not None:
+            runs = runs.select(family=args.family)
+        runs = runs.clip(args.warmup, args.ending)
+        (report.own_reuse if report.is_reuse(runs) else report.own)(runs, options)
+    except (DataError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,228 @@
+"""The two reports of `python -m scaling`: the reader's own runs, and the published curves against the published
+fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from scaling import figures, outcomes, panels, published, reuse, tables
+from scaling.allocation import required_x
+from scaling.comparison import compare
+from scaling.extrapolation import GROWS_WITH_N, Prediction
+from scaling.heldout import coverage_table, largest_out
+from scaling.law import Law, fit
+from scaling.runs import DataError, Runs, size_label
+
+PREDICTED_POINTS = 5
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asked for; see `scaling.__main__`."""
+
+    x: str = "compute"
+    objective: str = "log"
+    weights: str = "model"
+    bootstrap: int = 2000
+    resample: str = "block"
+    block: int | None = None
+    seed: int = 0
+    compare: bool = False
+    predict: tuple[tuple[float, float | None], ...] = ()
+    targets: tuple[float, ...] = ()
+    out: Path | None = None
+
+
+def own(runs: Runs, options: Options, say: Callable[[str], None] = print) -> list[Law]:
+    """Fit every family of `runs`, say the tables, and write law.json and figures where options.out is set."""
+    for note in runs.notes:
+        say(f"note: {note}")
+    laws = []
+    for family in runs.families:
+        chosen = runs.select(family=family)
+        law = fit(
+            chosen,
+            options.x,
+            options.objective,
+            options.bootstrap,
+            options.seed,
+            weights=options.weights,
+            resample=options.resample,
+            block=options.block,
+        )
+        laws.append(law)
+        say("\n" + tables.law_table(law))
+        if options.predict:
+            say("\n" + tables.prediction_table([_predict(law, n, x) for n, x in options.predict]))
+            for n in dict.fromkeys(n for n, _ in options.predict if law.design.index(n) is not None):
+                _say_held_out(chosen, n, options, say)
+        for target in options.targets:
+            say("\n" + _needed(law, target))
+        say("\n" + tables.spending_table(law, _budgets(law)))
+        if options.compare:
+            say("\n" + tables.score_table(compare(chosen, options.x, seed=options.seed)))
+        if options.out is not None:
+            _write(law, chosen, options, "" if len(runs.families) == 1 else f"-{family}", say)
+    return laws
+
+
+def _predict(law: Law, n: float, x: float | None) -> Prediction:
+    """Prediction at x, or along the range of the largest fitted size, moved with N for compute."""
+    if x is not None:
+        return law.predict(n, x)
+    t = law.design.t_MT[-1, law.design.present[-1]]
+    shift = GROWS_WITH_N[law.x] * np.log10(n / law.sizes[-1])
+    return law.predict(n, np.geomspace(10.0 ** (t.min() + shift), 10.0 ** (t.max() + shift), PREDICTED_POINTS))
+
+
+def _say_held_out(runs: Runs, n: float, options: Options, say: Callable[[str], None]) -> None:
+    below = [size for size in runs.sizes if size < n * (1 - 1e-9)]
+    if len(below) < 2:
+        say(
+            f"\n{size_label(n)} has {len(below)} smaller sizes beside it: it cannot be held out and predicted from them"
+        )
+        return
+    _, rows = largest_out(runs, options.x, n, options.objective, min(options.bootstrap, 1000), options.seed)
+    say(
+        f"\n{size_label(n)} is among the runs; held out and predicted from the smaller ones:\n"
+        + tables.heldout_table(rows)
+    )
+
+
+def _needed(law: Law, target: float) -> str:
+    rows = []
+    for n in law.sizes:
+        r = required_x(law, float(n), target)
+        interval = "-" if r.low is None else f"[{r.low:.2e}, {r.high:.2e}]"
+        rows.append([law.design.labels[law.design.index(float(n))], f"{r.x:.2e}", interval, r.basis])
+    return tables.table([f"{law.x} for loss {target:g}", "X", "95 %", "basis"], rows)
+
+
+def _budgets(law: Law) -> list[float]:
+    """The ends of the curves: budgets that at least one size has reached."""
+    ends = {float(10.0 ** law.design.t_MT[i, present].max()) for i, present in enumerate(law.design.present)}
+    return sorted(ends) if GROWS_WITH_N[law.x] else [min(ends)]
+
+
+def _write(law: Law, runs: Runs, options: Options, suffix: str, say: Callable[[str], None]) -> None:
+    out = options.out
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"law{suffix}.json").write_text(law.to_json() + "\n")
+    drawn = {
+        "curves": figures.curves(law),
+        "saturation": figures.saturation([("law", law)]),
+        "residuals": figures.residuals(law),
+        "n0_profile": figures.n0_profile(law),
+    }
+    averaged = runs.mean()
+    series = [(c.size, c.step, c.response_length) for c in averaged if np.isfinite(c.response_length).all()]
+    if series:
+        drawn["response_length"] = panels.lengths(series, "training step", "response length (tokens)", law.family)
+    if any(outcomes.suites(curve) for curve in runs):
+        drawn["benchmarks"] = panels.benchmarks(list(runs), law.x)
+    for name, figure in drawn.items():
+        figures.save(figure, out, name + suffix)
+    say(f"\nwritten to {out}: law{suffix}.json, " + ", ".join(f"{name}{suffix}.pdf/.png" for name in drawn))
+
+
+def own_reuse(runs: Runs, options: Options, say: Callable[[str], None] = print) -> None:
+    """Runs that differ in reuse_factor: the reuse table and figure of every family and size."""
+    for family in runs.families:
+        for n in runs.select(family=family).sizes:
+            chosen = runs.select(family=family, n=n)
+            rows = reuse.analyse(chosen, seed=options.seed)
+            say(f"\n{family} {size_label(n)}\n" + tables.reuse_table(rows))
+            if options.out is not None:
+                figures.save(
+                    panels.data_reuse(chosen, rows, f"{family} {size_label(n)}"),
+                    options.out,
+                    f"reuse-{family}-{size_label(n)}",
+                )
+
+
+def from_paper(options: Options, say: Callable[[str], None] = print) -> None:
+    """Table 6 beside our fits, then what the published figures do not show: held-out errors, coverage, other laws,
+    reuse."""
+    bootstrap = min(options.bootstrap, 1000)
+    say(
+        "Published fits of arXiv 2509.25300 (Table 6, and the authors' full fits) against fits of the published
+        curves,\n" "same objective (linear, equal weight per size); 95 % intervals by moving-block bootstrap; 'within'
+        is R2 within models.\n"
+    )
+    comparisons = published.compare_published(bootstrap, options.seed)
+    say(tables.published_table(comparisons))
+    say("\n" + tables.slopes_table(published.slopes_alone()))
+    runs = published.curves()
+    for name, family in published.FAMILIES.items():
+        chosen = runs.select(family=family)
+        full = fit(chosen, "compute", "linear")
+        say(
+            f"\n{name}: R2 {full.r2:.4f} pooled, {full.r2_within:.3f} within models; per size "
+            + ", ".join(f"{size} {value:.2f}" for size, value in full.r2_per_model.items())
+        )
+        for x, symbol in (("compute", "C"), ("data", "D")):
+            say(f"\n{name}, 72B from the sizes up to 32B, L(N,{symbol}), log objective:")
+            say(tables.heldout_table(largest_out(chosen, x, bootstrap=bootstrap, seed=options.seed)[1]))
+            say(f"\n{name}, the rest of every curve from its beginning, L(N,{symbol}), log objective:")
+            say(tables.trajectory_table(coverage_table(chosen, x, bootstrap=bootstrap, seed=options.seed)))
+        if options.compare:
+            say(
+                f"\n{name}, laws against each other over data:\n"
+                + tables.score_table(compare(chosen, "data", seed=options.seed))
+            )
+    reused = published.reuse_curves()
+    for name, family in published.FAMILIES.items():
+        say(f"\n{name} 7B\n" + tables.reuse_table(reuse.analyse(reused.select(family=family), seed=options.seed)))
+    if options.out is not None:
+        names = _paper_figures(runs, reused, bootstrap, options)
+        say(f"\nwritten to {options.out}: {len(names)} figures, each as PDF and PNG: {', '.join(names)}")
+    else:
+        say("\nadd --out DIR for the figures" + ("" if options.compare else ", --compare for other laws"))
+
+
+def _paper_figures(runs: Runs, reused: Runs, bootstrap: int, options: Options) -> list[str]:
+    """The paper's figures from the published curves: inter and intra predictions, k(N), reuse, lengths; and
+    residuals."""
+    drawn = {}
+    for name, family in published.FAMILIES.items():
+        chosen = runs.select(family=family)
+        for x, symbol in (("compute", "C"), ("data", "D")):
+            rows = {row.protocol: row for row in published.FITS if row.family == name and row.x == x}
+            laws = {
+                protocol: fit(published.protocol_runs(rows[protocol], runs), x, "linear", bootstrap, options.seed)
+                for protocol in ("early steps", "<= 32B")
+            }
+            drawn[f"extrapolation_{name}_{symbol}"] = figures.curves(
+                laws["<= 32B"], list(chosen), f"{name}: 72B predicted (dashed)"
+            )
+            drawn[f"early_{name}_{symbol}"] = figures.curves(
+                laws["early steps"], list(chosen), f"{name}: later steps predicted (dashed)"
+            )
+            pair = [("early steps", laws["early steps"]), ("≤ 32B", laws["<= 32B"])]
+            drawn[f"saturation_{name}_{symbol}"] = figures.saturation(pair, f"{name}, L(N, {symbol})")
+        full = fit(chosen, "compute", bootstrap=bootstrap, seed=options.seed)
+        drawn[f"residuals_{name}"] = figures.residuals(full)
+        drawn[f"n0_profile_{name}"] = figures.n0_profile(full)
+        tau = reused.select(family=family)
+        drawn[f"reuse_{name}"] = panels.data_reuse(
+            tau, reuse.analyse(tau, seed=options.seed), f"{name} 7B, each prompt seen τ times"
+        )
+        series = [(curve.size, *published.implied_tokens(curve)) for curve in chosen]
+        drawn[f"length_{name}"] = panels.lengths(
+            series, "training step", "prompt + response tokens", f"{name}, implied by C"
+        )
+    for name, figure in drawn.items():
+        figures.save(figure, options.out, name)
+    return list(drawn)
+
+
+def is_reuse(runs: Runs) -> bool:
+    """Whether the runs are a reuse experiment: one size per family and several reuse factors."""
+    factors = {curve.reuse_factor for curve in runs}
+    if len(factors) > 1 and None in factors:
+        raise DataError("some runs carry a reuse_factor and some do not: give them separately")
+    return len(factors) > 1
