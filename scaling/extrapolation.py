@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from scaling.law import Law
 
 NEAREST = 2
-FEWEST_SIZES = 3  # a joint law and a level line below the size that is predicted
+FEWEST_SIZES = (3, 2)  # sizes below one that is predicted: two where three leave fewer than two errors to learn from
 GROWS_WITH_N = {"compute": 1.0, "compute_total": 1.0, "data": 0.0, "step": 0.0}
 
 
@@ -92,6 +92,13 @@ def level_line(d: Design, solution: Solution, n: float, nearest: int = NEAREST, 
     return Level(at, level, level + solution.slopes(np.array([n]))[:, 0] * at)
 
 
+def reach(d: Design, n: float) -> tuple[float, float]:
+    """The range of X of the largest fitted size, moved with N for compute: where size n would be trained likewise."""
+    row = int(np.argmax(d.sizes))
+    t = d.t_MT[row, d.present[row]] + GROWS_WITH_N[d.x] * np.log10(n / d.sizes[row])
+    return float(10.0 ** t.min()), float(10.0 ** t.max())
+
+
 @dataclass(frozen=True)
 class SizeErrors:
     """Observed minus predicted level (log10 L) and slope of sizes predicted from smaller ones, per decade of N; shape
@@ -107,11 +114,12 @@ class SizeErrors:
 
 
 def size_errors(d: Design, objective: str) -> SizeErrors:
-    """Predict each size that has three smaller ones from those alone, and keep the errors."""
+    """Predict each size that has enough smaller ones (see FEWEST_SIZES) from those alone, and keep the errors."""
     order = np.argsort(d.sizes)
+    fewest = next((few for few in FEWEST_SIZES if len(order) - few >= 2), len(order))
     slopes, intercepts, _ = free_lines(d)
     level, slope, sizes = [], [], []
-    for j in range(FEWEST_SIZES, len(order)):
+    for j in range(fewest, len(order)):
         target = order[j]
         below = subset(d, order[:j])
         solution = solve(below, objective)
@@ -194,7 +202,7 @@ def _new_size(law: Law, n: float, t: np.ndarray, level: float) -> Prediction:
         reason = (
             "the law was fitted without bootstrap"
             if law.draws is None
-            else f"{len(law.sizes)} sizes are too few to measure the error of a new size; it takes {FEWEST_SIZES + 2}"
+            else f"{len(law.sizes)} sizes are too few to measure the error of a new size; it takes {FEWEST_SIZES[-1] + 2}"
         )
         return _without_interval(n, t, centre, level, "new size", reason)
     rng = np.random.default_rng(law.seed)
@@ -218,16 +226,12 @@ def _calibrated(law: Law, n: float, t: np.ndarray, level: float, calibrate: tupl
     errors = law.size_errors
     basis = f"calibrated on {len(first_t)} points"
     if law.draws is None or len(errors.slope) < 2:
-        return _without_interval(n, t, centre, level, basis, "needs a bootstrap and five sizes")
+        return _without_interval(n, t, centre, level, basis, "needs a bootstrap and four sizes")
     rng = np.random.default_rng(law.seed)
     count = len(law.draws.k_max)
-    k = law.draws.slopes(np.array([n])) + (
-        rng.standard_t(len(errors.slope), size=(count, 1)) * errors.scale[1] * decades
-    )
+    k = law.draws.slopes(np.array([n])) + (rng.standard_t(len(errors.slope), size=(count, 1)) * errors.scale[1] * decades)
     residual = resampling.inflated_residuals(law.design, law.solution)[row, law.design.present[row]]
-    off_level = (
-        rng.normal(size=(count, 1)) * residual.std() * np.sqrt(goodness.autocorrelation(residual)[1] / len(first_t))
-    )
+    off_level = rng.normal(size=(count, 1)) * residual.std() * np.sqrt(goodness.autocorrelation(residual)[1] / len(first_t))
     draws = first_y.mean() - k * (t - first_t.mean()) + off_level
     return _with_interval(n, t, centre, draws, _new_evaluation(law, row, draws.shape, rng), level, basis)
 

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from scaling.design import fitted, free_lines
+from scaling.extrapolation import reach
 from scaling.goodness import autocorrelation
 from scaling.law import Law, profile
 from scaling.runs import X_LABELS, Curve, size_label
@@ -59,9 +60,7 @@ def save(figure: Figure, folder: str | Path, name: str) -> list[Path]:
     paths = [folder / f"{name}.{kind}" for kind in ("pdf", "png")]
     with matplotlib.rc_context(STYLE):
         for path in paths:
-            figure.savefig(
-                path, bbox_inches="tight", metadata={"CreationDate": None} if path.suffix == ".pdf" else None
-            )
+            figure.savefig(path, bbox_inches="tight", metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
     return paths
 
 
@@ -128,47 +127,51 @@ def size_axis(axis, sizes: Sequence[float], labels: Sequence[str]) -> None:
 
 
 @styled
-def curves(law: Law, measured: Sequence[Curve] = (), title: str = "") -> Figure:
+def curves(law: Law, measured: Sequence[Curve] = (), title: str = "", new_sizes: Sequence[float] = ()) -> Figure:
     """Measured points with the law: solid over the fitted points, dashed with its interval where it predicts.
 
-    `measured` holds full curves: their points beyond those fitted, and sizes that were not fitted, are drawn hollow.
+    `measured` holds full curves: their points beyond those fitted, and sizes that were not fitted, are drawn hollow. The
+    law is continued to their end, or to twice the X of the fitted points; `new_sizes` are predicted where they would be
+    trained.
     """
     d = law.design
-    shown = {n: None for n in law.sizes} | {curve.n: curve for curve in measured}
-    sizes = sorted(shown)
+    known = {curve.n: curve for curve in measured}
+    sizes = sorted({*law.sizes, *known, *new_sizes})
     figure, axes = canvas(COLUMN, 2.9)
     axis = axes[0, 0]
-    ends = [10.0 ** d.t_MT[d.present].max(), *(curve.x(law.x).max() for curve in measured)]
     for colour, marker, n in zip(colours(len(sizes)), MARKERS * len(sizes), sizes, strict=False):
-        row, curve = d.index(n), shown[n]
-        label = size_label(n) if row is None else d.labels[row]
+        row, curve = d.index(n), known.get(n)
         style = {"marker": marker, "s": 5, "linewidths": 0.4, "zorder": 2}
-        fitted_x = 10.0 ** d.t_MT[row, d.present[row]] if row is not None else np.array([])
+        begin, last = reach(d, n)[0], 0.0
         if row is not None:
-            axis.scatter(fitted_x, d.loss_MT[row, d.present[row]], color=colour, alpha=0.55, **style)
-            span = np.geomspace(fitted_x.min(), fitted_x.max(), 60)
+            x = 10.0 ** d.t_MT[row, d.present[row]]
+            last = begin = x.max()
+            axis.scatter(x, d.loss_MT[row, d.present[row]], color=colour, alpha=0.55, **style)
+            span = np.geomspace(x.min(), last, 60)
             axis.plot(span, law.predict(n, span).loss, color=colour, zorder=4)
-        last = fitted_x.max() if row is not None else 0.0
         if curve is not None:
-            beyond = curve.x(law.x) > last
-            axis.scatter(
-                curve.x(law.x)[beyond], curve.loss[beyond], facecolors="none", edgecolors=[colour], alpha=0.7, **style
-            )
-        finish = curve.x(law.x).max() if curve is not None else min(max(ends), last * 2)
-        if finish > last * 1.01:
-            span = np.geomspace(last or curve.x(law.x).min(), finish, 60)
-            prediction = law.predict(n, span)
-            axis.plot(span, prediction.loss, "--", color=colour, zorder=4)
-            if prediction.low is not None:
-                axis.fill_between(
-                    span, prediction.low, prediction.high, color=colour, alpha=0.16, linewidth=0, zorder=1
-                )
-        axis.plot([], [], color=colour, marker=marker, markersize=3, label=label)
+            x = curve.x(law.x)
+            axis.scatter(x[x > last], curve.loss[x > last], facecolors="none", edgecolors=[colour], alpha=0.7, **style)
+            begin, end = last or x.min(), x.max()
+        else:
+            end = 2 * last if row is not None else reach(d, n)[1]
+        if end > begin * 1.01:
+            _predicted(axis, law, n, np.geomspace(begin, end, 60), colour)
+        label = size_label(n) if row is None else d.labels[row]
+        shape = {} if row is None and curve is None else {"marker": marker, "markersize": 3}
+        axis.plot([], [], "-" if row is not None else "--", color=colour, label=label, **shape)
     x_axis(axis, X_LABELS[law.x])
     loss_axis(axis)
     axis.set_title(title or f"{law.family}: solid fitted, dashed predicted")
     axis.legend(ncols=2, loc="lower left", handlelength=1.4, columnspacing=0.8, labelspacing=0.25)
     return figure
+
+
+def _predicted(axis, law: Law, n: float, span: np.ndarray, colour) -> None:
+    prediction = law.predict(n, span)
+    axis.plot(span, prediction.loss, "--", color=colour, zorder=4)
+    if prediction.low is not None:
+        axis.fill_between(span, prediction.low, prediction.high, color=colour, alpha=0.16, linewidth=0, zorder=1)
 
 
 @styled
@@ -180,9 +183,7 @@ def saturation(laws: Sequence[tuple[str, Law]], title: str = "") -> Figure:
     top = 0.0
     for (name, law), colour, line in zip(laws, (BLUE, ORANGE, GREY), ("-", "--", ":"), strict=False):
         n = np.geomspace(reference.sizes.min() / 1.5, reference.sizes.max() * 1.8, 100)
-        axis.plot(
-            n, law.k(n), line, color=colour, label=f"{name}: $K_{{max}}$ {law.k_max:.3f}, $N_0$ {size_label(law.n0)}"
-        )
+        axis.plot(n, law.k(n), line, color=colour, label=f"{name}: $K_{{max}}$ {law.k_max:.3f}, $N_0$ {size_label(law.n0)}")
         top = max(top, float(law.k(n).max()))
         if law.draws is not None:
             low, high = np.percentile(law.draws.slopes(n), [2.5, 97.5], axis=0)
@@ -265,9 +266,7 @@ def n0_profile(law: Law) -> Figure:
     left.set_xlabel("$N_0$ (parameters)")
     left.set_ylabel("twice the log-likelihood lost")
     low, high = result["interval"]
-    left.set_title(
-        "open: not bounded by the data" if result["open"] else f"95 %: {size_label(low)} to {size_label(high)}"
-    )
+    left.set_title("open: not bounded by the data" if result["open"] else f"95 %: {size_label(low)} to {size_label(high)}")
     left.legend()
     if law.draws is not None:
         right.scatter(law.draws.n0, law.draws.k_max, s=2, color=BLUE, alpha=0.25, linewidths=0)
@@ -285,8 +284,6 @@ def n0_profile(law: Law) -> Figure:
 
 def _one_two_five(low: float, high: float) -> list[float]:
     """Ticks 1, 2, 5 (only 1 beyond two decades) inside [low, high]."""
-    steps = (
-        (1,) if high / low > 100 else (1, 2, 5) if high / low > 4 else (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 4, 5, 6, 8)
-    )
+    steps = (1,) if high / low > 100 else (1, 2, 5) if high / low > 4 else (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 4, 5, 6, 8)
     powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
     return [step * 10.0**power for power in powers for step in steps if low <= step * 10.0**power <= high]

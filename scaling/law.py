@@ -19,7 +19,7 @@ from scipy.optimize import minimize
 
 from scaling import goodness, outcomes, resampling
 from scaling.design import Design, design, fitted, free_lines, solve, variance_weights
-from scaling.extrapolation import Prediction, SizeErrors, level_line, predict, size_errors, slope_misfit
+from scaling.extrapolation import Prediction, SizeErrors, level_line, predict, size_errors, slope_misfit, subset
 from scaling.projection import Solution, bounds, saturation
 from scaling.runs import X_LABELS, DataError, Runs
 
@@ -225,9 +225,7 @@ def fit(
     if resample not in RESAMPLES:
         raise DataError(f"resample={resample!r} is not known: choose one of {', '.join(RESAMPLES)}")
     if bootstrap < 0 or (block is not None and block < 1):
-        raise DataError(
-            f"bootstrap={bootstrap}, block={block}: bootstrap counts fits, block counts steps, neither is negative"
-        )
+        raise DataError(f"bootstrap={bootstrap}, block={block}: bootstrap counts fits, block counts steps, neither is negative")
     by_run = bootstrap > 0 and resample in ("run", "question")
     averaged = runs.mean(common_steps_only=by_run)
     d = design(averaged, x, weights)
@@ -261,13 +259,17 @@ def fit(
     )
 
 
-def fit_each(runs: Runs, x: str = "compute") -> dict[str, tuple[float, float, float]]:
-    """A power law for every model by itself, least squares in log space: {size: (k, E, R2 of log10 L)}. Needs one size
-    only."""
+def fit_each(runs: Runs, x: str = "compute", objective: str = "log") -> dict[str, tuple[float, float, float]]:
+    """A power law for every model by itself: {size: (k, E, R2 of log10 L)}. Needs one size only."""
     d = design(runs, x, minimum_sizes=1)
-    k, e, line = free_lines(d)
-    quality = [goodness.r2(d.y_MT[i], line[i], d.present[i]) for i in range(len(k))]
-    return {label: (float(k[i]), float(e[i]), quality[i]) for i, label in enumerate(d.labels)}
+    found = {}
+    for i, label in enumerate(d.labels):
+        alone = subset(d, np.array([i]))
+        # With one size, k(N) = K_max / 2 at N_0 = N: the joint solver with N_0 held there fits a free slope.
+        solution = solve(alone, objective, fixed_v=float(np.log10(alone.sizes[0])))
+        quality = goodness.r2(alone.y_MT, fitted(alone, solution), alone.present)
+        found[label] = (float(solution.slopes(alone.sizes)[0, 0]), float(solution.e_RM[0, 0]), quality)
+    return found
 
 
 def profile(law: Law, points: int = 121, level: float = INTERVAL_LEVEL) -> dict:
@@ -348,15 +350,12 @@ def _warnings(d: Design, solution: Solution, draws: Solution | None, convergence
         )
     if solution.at_bound[0]:
         found.append(
-            f"NOT IDENTIFIED: N_0 ends at the bound of the search ({solution.n0[0]:.2g}); K_max and N_0 mean nothing
-            alone"
+            f"NOT IDENTIFIED: N_0 ends at the bound of the search ({solution.n0[0]:.2g}); K_max and N_0 mean nothing alone"
         )
     if solution.k_max[0] <= 0:
         found.append(f"NOT A LEARNING CURVE: K_max is {solution.k_max[0]:.3g}, the loss does not fall with {d.x}")
     if len(d.sizes) == 2:
-        found.append(
-            "NOT TESTED: two sizes determine K_max and N_0 exactly; a third is needed to see whether k(N) saturates"
-        )
+        found.append("NOT TESTED: two sizes determine K_max and N_0 exactly; a third is needed to see whether k(N) saturates")
     if draws is not None and draws.at_bound.mean() > 0.005:
         found.append(
             f"NOT IDENTIFIED: N_0 ends at a bound of the search in {draws.at_bound.mean():.1%} of the bootstrap fits; "

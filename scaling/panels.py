@@ -11,7 +11,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from scaling import outcomes
 from scaling.figures import BLUE, COLUMN, GREY, MARKERS, PAGE, canvas, colours, loss_axis, styled, x_axis
 from scaling.reuse import FIRST_STEP, Reuse
-from scaling.runs import Curve, DataError, Runs
+from scaling.runs import X_LABELS, Curve, DataError, Runs
 
 
 def rolling_median(values: np.ndarray, width: int = 9) -> np.ndarray:
@@ -76,9 +76,7 @@ def lengths(series: Sequence[tuple[str, np.ndarray, np.ndarray]], xlabel: str, y
         axis.plot(x, rolling_median(tokens), color=colour, label=label)
     axis.set_xlabel(xlabel)
     axis.set_ylabel(ylabel)
-    axis.set_ylim(
-        0.7 * min(np.percentile(t, 1) for *_, t in series), 1.05 * max(np.percentile(t, 99) for *_, t in series)
-    )
+    axis.set_ylim(0.7 * min(np.percentile(t, 1) for *_, t in series), 1.05 * max(np.percentile(t, 99) for *_, t in series))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v / 1000:g}k" if v >= 1000 else f"{v:g}"))
     axis.legend(ncols=4, loc="lower left", columnspacing=0.8, handlelength=1.2)
     axis.set_title(title)
@@ -124,5 +122,5 @@ def benchmarks(runs: Sequence[Curve], x: str = "data") -> Figure:
         axis.set_ylabel("")
     axes.flat[0].legend()
     figure.supylabel("1 − mean score", fontsize=8)
-    figure.supxlabel(x, fontsize=8)
+    figure.supxlabel(X_LABELS[x], fontsize=8)
     return figure

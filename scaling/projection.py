@@ -16,6 +16,7 @@ import numpy as np
 
 LN10 = np.log(10.0)
 GRID = 241
+HUBER_ITERATIONS = 200
 BOUND_FACTOR = 1e3  # N_0 is sought from the smallest size / 1000 to the largest size * 1000
 
 
@@ -58,9 +59,7 @@ def moments(t: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, ..
     return t_mean, y_mean, (w * dt * dt).sum(-1), (w * dt * dy).sum(-1), (w * dy * dy).sum(-1)
 
 
-def solve_log(
-    t: np.ndarray, y_RMT: np.ndarray, w: np.ndarray, sizes: np.ndarray, fixed_v: float | None = None
-) -> Solution:
+def solve_log(t: np.ndarray, y_RMT: np.ndarray, w: np.ndarray, sizes: np.ndarray, fixed_v: float | None = None) -> Solution:
     """Minimise sum w (y + k t - E)^2, exactly. t and w are (M, T) or (R, M, T); `fixed_v` holds log10 N_0."""
     t_mean, y_mean, s_tt, s_ty, s_yy = np.broadcast_arrays(*moments(t, y_RMT, w))
     low, high = bounds(sizes) if fixed_v is None else (fixed_v, fixed_v)
@@ -113,7 +112,9 @@ def solve_huber(
 ) -> Solution:
     """Huber loss on log residuals with thresholds `delta_M`, shape (M,), by iteratively reweighted least squares."""
     solution = solve_log(t, y_RMT, w, sizes, fixed_v)
-    for iteration in range(1, 201):
+    iteration = 0
+    while iteration < HUBER_ITERATIONS:
+        iteration += 1
         k = solution.slopes(sizes)
         residual = np.abs(y_RMT + k[..., None] * t - solution.e_RM[..., None])
         shrink = np.minimum(1.0, delta_M[:, None] / np.maximum(residual, 1e-300))
@@ -150,7 +151,9 @@ def solve_linear(
     cost, level, normal, slope = _linear_system(tc, loss_RMT, w, sizes, k_max, v)
     damping = np.full(len(v), 1e-6)
     active = np.arange(len(v))
-    for iteration in range(1, iterations + 1):
+    iteration = 0
+    while len(active) and iteration < iterations:
+        iteration += 1
         step = _damped_step(normal[active], slope[active], damping[active], fixed_v is not None)
         new_k, new_v = k_max[active] + step[:, 0], np.clip(v[active] + np.clip(step[:, 1], -0.5, 0.5), low, high)
         trial = _linear_system(tc[active], loss_RMT[active], w[active], sizes, new_k, new_v)
@@ -162,15 +165,11 @@ def solve_linear(
             old[taken] = new[better]
         damping[active] = np.where(better, damping[active] / 10, damping[active] * 10)
         active = active[~(small | (damping[active] > 1e8))]
-        if not len(active):
-            break
     s = saturation(sizes, v[:, None])
     e = np.log10(level) + k_max[:, None] * s * t_mean
     at_bound = (v - low < 1e-3) | (high - v < 1e-3) if fixed_v is None else np.zeros(len(v), bool)
     spread = (w * (loss_RMT - ((w * loss_RMT).sum(-1) / w.sum(-1))[..., None]) ** 2).sum((-1, -2))
-    gradient = (
-        2 * np.abs(slope * np.stack([k_max, np.ones_like(v)], 1)).max(1) / np.maximum(spread, np.finfo(float).tiny)
-    )
+    gradient = 2 * np.abs(slope * np.stack([k_max, np.ones_like(v)], 1)).max(1) / np.maximum(spread, np.finfo(float).tiny)
     return Solution(k_max, 10.0**v, e, cost, np.where(at_bound, 0.0, gradient), at_bound, iteration)
 
 

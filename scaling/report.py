@@ -3,7 +3,7 @@ fits."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import numpy as np
 from scaling import figures, outcomes, panels, published, reuse, tables
 from scaling.allocation import required_x
 from scaling.comparison import compare
-from scaling.extrapolation import GROWS_WITH_N, Prediction
+from scaling.extrapolation import GROWS_WITH_N, Prediction, reach
 from scaling.heldout import coverage_table, largest_out
 from scaling.law import Law, fit
 from scaling.runs import DataError, Runs, size_label
@@ -71,26 +71,17 @@ def own(runs: Runs, options: Options, say: Callable[[str], None] = print) -> lis
 
 
 def _predict(law: Law, n: float, x: float | None) -> Prediction:
-    """Prediction at x, or along the range of the largest fitted size, moved with N for compute."""
-    if x is not None:
-        return law.predict(n, x)
-    t = law.design.t_MT[-1, law.design.present[-1]]
-    shift = GROWS_WITH_N[law.x] * np.log10(n / law.sizes[-1])
-    return law.predict(n, np.geomspace(10.0 ** (t.min() + shift), 10.0 ** (t.max() + shift), PREDICTED_POINTS))
+    """Prediction at x, or at points along the X that the size would be trained with."""
+    return law.predict(n, np.geomspace(*reach(law.design, n), PREDICTED_POINTS) if x is None else x)
 
 
 def _say_held_out(runs: Runs, n: float, options: Options, say: Callable[[str], None]) -> None:
     below = [size for size in runs.sizes if size < n * (1 - 1e-9)]
     if len(below) < 2:
-        say(
-            f"\n{size_label(n)} has {len(below)} smaller sizes beside it: it cannot be held out and predicted from them"
-        )
+        say(f"\n{size_label(n)} has {len(below)} smaller sizes beside it: it cannot be held out and predicted from them")
         return
     _, rows = largest_out(runs, options.x, n, options.objective, min(options.bootstrap, 1000), options.seed)
-    say(
-        f"\n{size_label(n)} is among the runs; held out and predicted from the smaller ones:\n"
-        + tables.heldout_table(rows)
-    )
+    say(f"\n{size_label(n)} is among the runs; held out and predicted from the smaller ones:\n" + tables.heldout_table(rows))
 
 
 def _needed(law: Law, target: float) -> str:
@@ -113,7 +104,7 @@ def _write(law: Law, runs: Runs, options: Options, suffix: str, say: Callable[[s
     out.mkdir(parents=True, exist_ok=True)
     (out / f"law{suffix}.json").write_text(law.to_json() + "\n")
     drawn = {
-        "curves": figures.curves(law),
+        "curves": figures.curves(law, new_sizes=[n for n, _ in options.predict if law.design.index(n) is None]),
         "saturation": figures.saturation([("law", law)]),
         "residuals": figures.residuals(law),
         "n0_profile": figures.n0_profile(law),
@@ -149,9 +140,9 @@ def from_paper(options: Options, say: Callable[[str], None] = print) -> None:
     reuse."""
     bootstrap = min(options.bootstrap, 1000)
     say(
-        "Published fits of arXiv 2509.25300 (Table 6, and the authors' full fits) against fits of the published
-        curves,\n" "same objective (linear, equal weight per size); 95 % intervals by moving-block bootstrap; 'within'
-        is R2 within models.\n"
+        "Published fits of arXiv 2509.25300 (Table 6, and the authors' full fits) against fits of the published curves,\n"
+        "same objective (linear, equal weight per size); 95 % intervals by moving-block bootstrap; 'within' is R2 within\n"
+        "models, 'max dE' the largest difference of an intercept.\n"
     )
     comparisons = published.compare_published(bootstrap, options.seed)
     say(tables.published_table(comparisons))
@@ -212,9 +203,7 @@ def _paper_figures(runs: Runs, reused: Runs, bootstrap: int, options: Options) -
             tau, reuse.analyse(tau, seed=options.seed), f"{name} 7B, each prompt seen τ times"
         )
         series = [(curve.size, *published.implied_tokens(curve)) for curve in chosen]
-        drawn[f"length_{name}"] = panels.lengths(
-            series, "training step", "prompt + response tokens", f"{name}, implied by C"
-        )
+        drawn[f"length_{name}"] = panels.lengths(series, "training step", "prompt + response tokens", f"{name}, implied by C")
     for name, figure in drawn.items():
         figures.save(figure, options.out, name)
     return list(drawn)

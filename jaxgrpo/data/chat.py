@@ -27,9 +27,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     local = os.path.isdir(name)
     if local and not any(os.path.exists(os.path.join(name, file)) for file in _VOCABULARY_FILES):
         # transformers would hand back an empty vocabulary without a word
-        raise DataError(
-            f"{name} holds no tokenizer ({', '.join(_VOCABULARY_FILES)}); copy the model's tokenizer files there"
-        )
+        raise DataError(f"{name} holds no tokenizer ({', '.join(_VOCABULARY_FILES)}); copy the model's tokenizer files there")
     if not local and not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
         raise DataError(f"there is no directory {name}; give a local directory with a tokenizer or a hub id org/name")
     try:
@@ -37,9 +35,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     except Exception as error:  # the hub client and the tokenizer parser have no common base class for their failures
         remedy = "fetch its files again" if local else "check the name and the network, or give a local directory"
         reason = " ".join(str(error).split())[:200]
-        raise DataError(
-            f"the tokenizer {name} cannot be loaded ({type(error).__name__}: {reason}); {remedy}"
-        ) from error
+        raise DataError(f"the tokenizer {name} cannot be loaded ({type(error).__name__}: {reason}); {remedy}") from error
     if not tokenizer.chat_template:
         raise DataError(
             f"the tokenizer {name} has no chat template; add chat_template.jinja to its directory "

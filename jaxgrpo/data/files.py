@@ -59,9 +59,7 @@ def load_demonstrations(path: str) -> list[tuple[tuple[dict, ...], str]]:
     for index, row in enumerate(_read_rows(path, ("prompt", "response"))):
         where = f"{path}, row {index}"
         if not isinstance(row["response"], str) or not row["response"]:
-            raise DataError(
-                f"{where}: response is {_short(row['response'])}; it must be a text of at least one character"
-            )
+            raise DataError(f"{where}: response is {_short(row['response'])}; it must be a text of at least one character")
         pairs.append((tuple(_messages(row["prompt"], where)), row["response"]))
     return pairs
 
@@ -85,9 +83,7 @@ def encode_prompts(
     encoded, dropped, longest = [], 0, 0
     for problem, ids in zip(problems, _apply_template(problems, tokenizer), strict=True):
         if not ids:
-            raise DataError(
-                f"problem {problem.index} ({problem.data_source}) has no token under this tokenizer; remove it"
-            )
+            raise DataError(f"problem {problem.index} ({problem.data_source}) has no token under this tokenizer; remove it")
         longest = max(longest, len(ids))
         if len(ids) <= max_tokens:
             encoded.append(EncodedPrompt(problem, np.asarray(ids, np.int32)))
@@ -137,9 +133,7 @@ def _read_rows(path: str, columns: Sequence[str]) -> list[dict]:
     elif _HUB_ID.fullmatch(path) and suffix not in _SUFFIXES or re.fullmatch(r"[\w.-]+/[\w.-]+:.+", path):
         rows, names = _read_hub(path)
     else:
-        raise DataError(
-            f"there is no file {path}; give a local {' or '.join(_SUFFIXES)} file or a hub id org/name[:file]"
-        )
+        raise DataError(f"there is no file {path}; give a local {' or '.join(_SUFFIXES)} file or a hub id org/name[:file]")
     if not rows:
         raise DataError(f"{path} has no rows; give a file with at least one problem")
     if names is not None:
@@ -213,9 +207,7 @@ def _messages(prompt: object, where: str) -> list[dict]:
     for message in prompt:
         role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
         if not isinstance(role, str) or not isinstance(content, str):
-            raise DataError(
-                f"{where}: the message {_short(message)} has no role and content that are text; mend the row"
-            )
+            raise DataError(f"{where}: the message {_short(message)} has no role and content that are text; mend the row")
         messages.append({"role": role, "content": content})
     if not any(message["content"].strip() for message in messages):
         raise DataError(f"{where}: the prompt is empty ({_short(prompt)}); fill it in or remove the row")

@@ -99,8 +99,7 @@ def _stored_tensors(source: ModelSource, table: list[ParameterSpec]) -> dict[str
 def _check_tensor(tensor: StoredTensor, spec: ParameterSpec) -> None:
     if tensor.shape != spec.hf_shape:
         raise ModelError(
-            f"{tensor.file}: tensor {tensor.name} has shape {tensor.shape}, config.json asks for {spec.hf_shape}. "
-            f"{SAME_MODEL}"
+            f"{tensor.file}: tensor {tensor.name} has shape {tensor.shape}, config.json asks for {spec.hf_shape}. {SAME_MODEL}"
         )
     tensor.numpy_dtype  # noqa: B018  refuses a dtype that cannot be read
 
@@ -189,8 +188,7 @@ def save_params(
         unfinished.replace(out_dir)
     except OSError as error:
         raise ModelError(
-            f"writing {out_dir} failed ({error}); free space there or choose another directory. "
-            "No part of it is left behind."
+            f"writing {out_dir} failed ({error}); free space there or choose another directory. No part of it is left behind."
         ) from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

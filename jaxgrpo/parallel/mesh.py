@@ -39,7 +39,7 @@ def mesh_shape(data: int, fsdp: int, tensor: int, devices: int) -> tuple[int, in
 
 
 def rollout_tensor_size(heads: int, devices: int, weight_bytes: int, device_bytes: int | None) -> int:
-    """The smallest divisor of the query heads (and of the devices) at which a replica's weights take at most half the memory."""
+    """The smallest divisor of the query heads and of the devices at which the weights take at most half of a device."""
     if device_bytes is None:
         return 1
     for size in range(1, devices + 1):

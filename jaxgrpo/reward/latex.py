@@ -51,9 +51,7 @@ _THOUSANDS_MARK = re.compile(r"\{,\}\s*|,\s*\\!\s*")
 _THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?(?![\d,])")
 _SPACED_THOUSANDS = re.compile(r"(?<!\d)\d{1,3}(?:(?:\\,|\\;|\\ | )\d{3})+(?!\d)")
 _SPACING = re.compile(r"\\[,!;:> ]|~|\\q?quad(?![a-zA-Z])|\\(?:newline|hfill)(?![a-zA-Z])")
-_MIXED_WITH_SLASH = re.compile(
-    r"(?<![\d.])(\d+)(?:\s+|\s*\\text\{\s*(?:and)?\s*\}\s*|\s*\+\s*(?=\d+/\d+$))(\d+)/(\d+)(?!\d)"
-)
+_MIXED_WITH_SLASH = re.compile(r"(?<![\d.])(\d+)(?:\s+|\s*\\text\{\s*(?:and)?\s*\}\s*|\s*\+\s*(?=\d+/\d+$))(\d+)/(\d+)(?!\d)")
 _UNIT_WORDS = (
     "millimeters?|centimeters?|kilometers?|meters?|metres?|centimetres?|kilometres?|mm|cm|km|"
     "inch(?:es)?|feet|foot|ft|yards?|miles?|mi|acres?|kg|kilograms?|grams?|pounds?|lbs?|ounces?|oz|liters?|litres?|ml|mL|gallons?|seconds?|secs?|"
@@ -123,9 +121,7 @@ def _named_functions(text: str) -> str:
     text = re.sub(r"(?<![\\a-zA-Z])pi(?![a-zA-Z])", r"\\pi ", text)
     text = re.sub(r"(?<![\\a-zA-Z])(?:infinity|inf|oo)(?![a-zA-Z])", r"\\infty ", text)
     text = re.sub(r"\+\s*\\infty", r"\\infty", text)
-    text = re.sub(
-        r"(?<![\\a-zA-Z])(sin|cos|tan|cot|sec|csc|ln|log|exp|arcsin|arccos|arctan)(?![a-zA-Z])", r"\\\1 ", text
-    )
+    text = re.sub(r"(?<![\\a-zA-Z])(sin|cos|tan|cot|sec|csc|ln|log|exp|arcsin|arccos|arctan)(?![a-zA-Z])", r"\\\1 ", text)
     return re.sub(r"\^\s*\(([^()]*)\)", r"^{\1}", text)
 
 

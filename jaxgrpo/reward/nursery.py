@@ -52,8 +52,11 @@ def _fork(control: socket.socket, descriptor: int, cpu_seconds: float, memory_by
     try:
         control.close()
         _die_with(nursery)
-        worker.serve(socket.socket(fileno=descriptor), cpu_seconds, memory_bytes)
+        connection = socket.socket(fileno=descriptor)  # open until the very end, so that its end means an exit code
+        worker.serve(connection, cpu_seconds, memory_bytes)
         status = 0
+    except MemoryError:  # outside a grader: the item itself does not fit
+        status = worker.OUT_OF_MEMORY
     finally:
         os._exit(status)  # never back into the nursery's loop, whatever was raised
 

@@ -3,6 +3,7 @@
 import json
 import os
 import selectors
+import signal
 import socket
 import threading
 import time
@@ -12,6 +13,7 @@ from collections.abc import Hashable, Sequence
 from jaxgrpo.reward.grade import Grade
 from jaxgrpo.reward.processes import Nursery, NurseryError, Worker
 from jaxgrpo.reward.router import grader_of
+from jaxgrpo.reward.worker import OUT_OF_MEMORY
 
 Item = tuple[str, str, object, object]
 
@@ -130,9 +132,7 @@ class GraderPool:
             for task in tasks:
                 while task.grade is None:
                     if self._failure or self._closed:
-                        raise RuntimeError(
-                            f"grading stopped: {self._failure or 'the pool was closed'}"
-                        ) from self._failure
+                        raise RuntimeError(f"grading stopped: {self._failure or 'the pool was closed'}") from self._failure
                     self._changed.wait()
         return [task.grade for task in tasks]
 
@@ -159,14 +159,13 @@ def _plain(value: object) -> object:
 class _Dispatcher:
     """The pool's thread: hands items to workers, collects grades, enforces the wall limit, replaces the dead."""
 
-    def __init__(
-        self, pool: GraderPool, count: int, cpu_seconds: float, wall_seconds: float, memory_bytes: int
-    ) -> None:
+    def __init__(self, pool: GraderPool, count: int, cpu_seconds: float, wall_seconds: float, memory_bytes: int) -> None:
         self._pool = pool
         self._count = count
         self._cpu_seconds = cpu_seconds
         self._wall_seconds = wall_seconds
         self._memory_bytes = memory_bytes
+        self._memory_reason = f"memory limit of {memory_bytes >> 20} MiB exceeded"
         self._waiting: deque[_Task] = deque()
         self._retries: deque[_Task] = deque()
         self._restarts = 0
@@ -245,7 +244,7 @@ class _Dispatcher:
             task = worker.tasks.pop(0)
             if error and error.startswith("MemoryError"):
                 memory = True
-                self._failed(task, f"memory limit of {self._memory_bytes >> 20} MiB exceeded")
+                self._failed(task, self._memory_reason)
             else:
                 finished.append((task, Grade(score, error)))
         worker.deadline = time.monotonic() + self._wall_seconds
@@ -260,11 +259,19 @@ class _Dispatcher:
         culprit, *others = worker.tasks or [None]
         self._waiting.extendleft(reversed(others))
         worker.tasks = []
-        status = self._remove(worker)
-        if status == "SIGPROF":
+        try:
+            code = self._remove(worker)
+        except NurseryError:  # the whole nursery went, which is no fault of the item
+            self._waiting.extendleft([culprit] if culprit else [])
+            raise
+        if code == -signal.SIGPROF:
             reason = f"CPU limit of {self._cpu_seconds:g} s exceeded"
+        elif code == OUT_OF_MEMORY:
+            reason = self._memory_reason
+        elif not reason:
+            reason = f"the grader process ended with exit code {code}; negative: by that signal"
         if culprit is not None:
-            self._failed(culprit, reason or f"the grader process ended: {status}")
+            self._failed(culprit, reason)
 
     def _failed(self, task: _Task, reason: str) -> None:
         if task.retry:
@@ -280,7 +287,7 @@ class _Dispatcher:
                 task.payload = ""
             self._pool._changed.notify_all()
 
-    def _remove(self, worker: Worker) -> str:
+    def _remove(self, worker: Worker) -> int:
         self._selector.unregister(worker.connection)
         self.workers.remove(worker)
         return self._nursery.stop(worker)

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -41,14 +40,11 @@ class Nursery:
             reply = self._ask(request, theirs.fileno())
         return Worker(reply["pid"], ours)
 
-    def stop(self, worker: "Worker") -> str:
-        """Kill and reap `worker`; says how it ended, also when it had ended before."""
+    def stop(self, worker: "Worker") -> int:
+        """Kill and reap `worker`; its exit code, minus the signal that ended it, also when it had ended before."""
         worker.connection.close()
         status = self._ask(json.dumps({"stop": worker.pid}).encode())["status"]
-        code = os.waitstatus_to_exitcode(status)
-        if code >= 0:
-            return f"the grader process ended with exit code {code}"
-        return signal.Signals(-code).name
+        return os.waitstatus_to_exitcode(status)
 
     def close(self) -> None:
         """End the nursery and with it every worker."""

@@ -82,9 +82,7 @@ def _same_percent(gold: tuple[str, str], answer: tuple[str, str]) -> bool:
     values = [rational(body) for body, _ in (gold, answer)]
     if None in values:
         return _same_value(gold[0], answer[0])
-    hundredths = [
-        value / 100 if unit == "%" else value for value, (_, unit) in zip(values, (gold, answer), strict=True)
-    ]
+    hundredths = [value / 100 if unit == "%" else value for value, (_, unit) in zip(values, (gold, answer), strict=True)]
     return values[0] == values[1] or hundredths[0] == hundredths[1]
 
 

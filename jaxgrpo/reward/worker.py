@@ -8,6 +8,8 @@ import socket
 
 from jaxgrpo.reward.router import grader_of
 
+OUT_OF_MEMORY = 3  # exit code
+
 
 def serve(connection: socket.socket, cpu_seconds: float, memory_bytes: int) -> None:
     """Grade until `connection` ends. One request line is one list of [number, data_source, response, truth, extra].

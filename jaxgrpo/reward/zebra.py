@@ -65,12 +65,7 @@ def _table(value: object) -> tuple[list[str], list[list[str]]] | None:
     if not isinstance(value, dict) or not {"header", "rows"} <= value.keys():
         return None
     header, rows = value["header"], value["rows"]
-    if (
-        isinstance(header, str)
-        or isinstance(rows, str)
-        or not hasattr(header, "__iter__")
-        or not hasattr(rows, "__iter__")
-    ):
+    if isinstance(header, str) or isinstance(rows, str) or not hasattr(header, "__iter__") or not hasattr(rows, "__iter__"):
         return None
     names = [_cell(name) for name in header]
     table = [[_cell(cell) for cell in row] for row in rows if hasattr(row, "__iter__") and not isinstance(row, str)]

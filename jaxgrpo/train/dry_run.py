@@ -4,28 +4,28 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from jaxgrpo.config import Config, replace, to_yaml
+from jaxgrpo.config import Config, to_yaml
 from jaxgrpo.model.parameters import count_parameters
 from jaxgrpo.model.source import resolve_model
 from jaxgrpo.train.sizes import GIB, device_memory, memory_table, resolve_sizes
 
 
 def print_dry_run(config: Config) -> None:
-    """Print what a run would use. The mesh is the configured one; where it is automatic, the devices of this machine form it."""
+    """Print what a run would use. Where the mesh is automatic, the devices of this machine form it."""
     source = resolve_model(config.model, need_weights=False)
     devices = jax.devices()
     asked = config.mesh.data * config.mesh.fsdp * config.mesh.tensor
     count = asked or len(devices)
     memory = device_memory(devices[0]) if count == len(devices) else None
-    config = resolve_sizes(replace(config, {"data.tokenizer": config.data.tokenizer}), source.config, count, memory)
+    config = resolve_sizes(config, source.config, count, memory)
     console = Console(highlight=False, soft_wrap=True)
     console.print(to_yaml(config), markup=False)
     counts = count_parameters(source.config)
     console.print(f"model    {config.model}: {counts['total']:,} parameters, {counts['non_embedding']:,} without embeddings")
     sequences = config.data.prompts_per_step * config.rollout.samples
     console.print(
-        f"mesh     data {config.mesh.data} x fsdp {config.mesh.fsdp} x tensor {config.mesh.tensor} = {count} devices; rollouts: "
-        f"{count // config.rollout.tensor} replicas x tensor {config.rollout.tensor}"
+        f"mesh     data {config.mesh.data} x fsdp {config.mesh.fsdp} x tensor {config.mesh.tensor} = {count} devices, "
+        f"rollouts on {count // config.rollout.tensor} replicas x tensor {config.rollout.tensor}"
     )
     console.print(
         f"step     {sequences:,} sequences of up to {config.train.row_tokens:,} tokens, "

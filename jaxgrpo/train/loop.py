@@ -217,7 +217,7 @@ class _Trainer:
         return {"test_loss": 1.0 - pass_at_1(results), "test_n": len(self.job.heldout)}
 
     def rewards(self, graded: Graded, step: int) -> np.ndarray:
-        """[P, G] float32. `reward.shuffle` deals them out again at random over the whole step: a control that must not learn."""
+        """[P, G] float32. `reward.shuffle` deals them out at random over the step: a control that must not learn."""
         rewards_PG = np.array([[grade.score for grade in group] for group in graded.grades], np.float32)
         self.totals.grader_errors += sum(grade.error is not None for group in graded.grades for grade in group)
         if self.config.reward.shuffle:

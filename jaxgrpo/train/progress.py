@@ -27,8 +27,8 @@ class Progress:
         self.say(f"model     {c.model} ({size} parameters)")
         self.say(f"devices   {job.mesh.size} x {job.mesh.devices.flat[0].device_kind}, mesh {shape}")
         self.say(
-            f"training  {c.train.steps} steps of {c.data.prompts_per_step} prompts x {c.rollout.samples} samples from {c.data.train}; "
-            f"{len(job.heldout)} held-out problems"
+            f"training  {c.train.steps} steps of {c.data.prompts_per_step} prompts x {c.rollout.samples} samples from "
+            f"{c.data.train}; {len(job.heldout)} held-out problems"
         )
         for what, dropped in (("training", job.prompts.dropped), ("held-out", job.heldout_dropped)):
             if dropped:

@@ -58,7 +58,7 @@ def make_score(model: ModelConfig, train: TrainConfig, temperature: float, mesh)
 
 
 def make_loss(model: ModelConfig, train: TrainConfig, algo: AlgoConfig, temperature: float) -> Callable:
-    """`loss(params, rows, old_logp, ref_logp, denominator) -> (loss, metrics)` of one micro-batch, as a share of the minibatch."""
+    """`loss(params, rows, old_logp, ref_logp, denominator) -> (loss, metrics)` of a micro-batch: its share of the minibatch."""
 
     def loss(params, rows: Rows, old_logp, ref_logp, denominator):
         logp, entropy = row_logprobs(params, model, train, rows, temperature)

@@ -34,9 +34,9 @@ class Peak(threading.Thread):
         self.join()
         self.growth = max(self.peak, resident()) - self.base
 
-directory, out = sys.argv[1], sys.argv[2]
+directory, small, out = sys.argv[1:]
 meshes = {"one device": None, "mesh": trainer_mesh((1, 4, 2))}
-small = resolve_model("random:miniature")
+small = resolve_model(small)
 for name, mesh in meshes.items():  # brings the compiler into memory, which is not what is measured
     save_params(load_params(small, dtype="float32", mesh=mesh), small.config, f"{out}-{name}")
 source = resolve_model(directory)
@@ -56,8 +56,9 @@ print(json.dumps(measured))
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs Linux's /proc")
 def test_no_host_holds_the_whole_model_twice(tmp_path):
     sizes = {"vocab": 8192, "layers": 12, "heads": 8, "kv_heads": 4, "head_dim": 64, "embed": 512, "mlp": 2048}
-    directory = write_tiny_model(tmp_path / "in", **sizes)
-    command = [sys.executable, "-c", MEASURE, str(directory), str(tmp_path / "out")]
+    write_tiny_model(tmp_path / "in", **sizes)
+    write_tiny_model(tmp_path / "small", heads=4, head_dim=16)
+    command = [sys.executable, "-c", MEASURE, *(str(tmp_path / name) for name in ("in", "small", "out"))]
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     # The C library gives freed memory back at once, so that resident memory is memory in use.
     flags |= {"MALLOC_MMAP_THRESHOLD_": "100000", "MALLOC_TRIM_THRESHOLD_": "100000"}
@@ -66,9 +67,9 @@ def test_no_host_holds_the_whole_model_twice(tmp_path):
     measured = json.loads(done.stdout)
     assert measured["mesh"]["size"] > 180e6
     # The copy in flight is one device's share of a parameter; the largest parameter is a quarter of this model.
-    assert 0.95 < measured["one device"]["loading"] < 1.4, measured
-    assert 0.95 < measured["mesh"]["loading"] < 1.15, measured
-    assert max(measured[name]["saving"] for name in measured) < 0.35, measured  # some copies of one tensor, 0.08
+    assert 0.95 < measured["one device"]["loading"] < 1.35, measured
+    assert 0.95 < measured["mesh"]["loading"] < 1.1, measured
+    assert max(measured[name]["saving"] for name in measured) < 0.25, measured  # two copies of a tensor
 
 
 HOST = """

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import random
 import signal
@@ -129,7 +130,8 @@ def test_a_killed_worker_is_replaced_and_no_grade_changes(pool):
         for _ in range(10):
             pids = pool.worker_pids()
             if pids and not done.wait(0.1):
-                os.kill(generator.choice(pids), signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # the pool may have replaced it meanwhile
+                    os.kill(generator.choice(pids), signal.SIGKILL)
 
     killer = threading.Thread(target=assassinate)
     killer.start()
@@ -150,17 +152,13 @@ def test_a_killed_nursery_is_replaced(pool):
     assert pool.grade([maths(str(n), str(n)) for n in range(100)]) == [RIGHT] * 100
 
 
-def test_the_wall_limit_stops_an_item_that_the_cpu_limit_does_not():
-    with GraderPool(workers=1, cpu_seconds=60.0, wall_seconds=0.7) as pool:
-        assert pool.grade([SLOW, maths("1", "1")]) == [Grade(0.0, "wall limit of 0.7 s exceeded"), RIGHT]
-
-
-def test_an_item_over_the_memory_limit_costs_itself_only():
-    with GraderPool(workers=1, memory_bytes=512 << 20) as pool:
-        huge = ("math__x", "x" * (200 << 20), "5", None)
-        grades = pool.grade([maths("1", "1"), huge, maths("2", "2")])
-    assert grades[0] == grades[2] == RIGHT
-    assert grades[1].score == 0.0 and "memory limit of 512 MiB" in grades[1].error
+def test_an_item_over_the_wall_or_the_memory_limit_costs_itself_only():
+    huge = ("math__x", "x" * (150 << 20), "5", None)
+    with GraderPool(workers=1, cpu_seconds=60.0, wall_seconds=2.0, memory_bytes=512 << 20) as pool:
+        grades = pool.grade([maths("1", "1"), huge, SLOW, maths("2", "2")])
+    assert grades[0] == grades[3] == RIGHT
+    assert grades[1] == Grade(0.0, "memory limit of 512 MiB exceeded")
+    assert grades[2] == Grade(0.0, "wall limit of 2 s exceeded")
 
 
 def test_arithmetic_is_graded_in_the_calling_process_in_milliseconds():

@@ -1,0 +1,39 @@
+# Sourced by the other scripts: makes .venv in this checkout with uv and installs the project. A second run reuses it.
+#   PYTHON  the interpreter to use (default python3; 3.11 or newer)
+#   VENV    the environment's folder (default .venv)
+#   EXTRAS  the extras to install (default jetstream,test)
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+PYTHON=${PYTHON:-python3}
+VENV=${VENV:-.venv}
+EXTRAS=${EXTRAS:-jetstream,test}
+
+version=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])') || {
+  echo "jaxgrpo needs Python 3.11 or newer; '$PYTHON' does not run. Set PYTHON=/path/to/python3.11." >&2
+  exit 2
+}
+if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+  echo "jaxgrpo needs Python 3.11 or newer; '$PYTHON' is $version. Set PYTHON=/path/to/python3.11." >&2
+  exit 2
+fi
+constraints=launch/constraints-$version.txt
+[ -f "$constraints" ] || constraints=launch/constraints-3.12.txt # newer interpreters: the newest set known to work
+
+# What the environment was made of; when that changes, it is installed anew.
+wanted=$(cat pyproject.toml "$constraints" launch/setup.sh | cksum; echo "$EXTRAS")
+if [ "$(cat "$VENV/.installed" 2>/dev/null)" != "$wanted" ]; then
+  started=$SECONDS
+  if [ ! -x "$VENV/bin/python" ]; then
+    "$PYTHON" -m venv "$VENV" || {
+      rm -rf "$VENV"
+      echo "'$PYTHON -m venv' failed; on Debian and Ubuntu: apt-get install python3-venv" >&2
+      exit 1
+    }
+  fi
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check uv
+  VIRTUAL_ENV="$PWD/$VENV" "$VENV/bin/uv" pip install --quiet --constraint "$constraints" --editable ".[$EXTRAS]"
+  echo "$wanted" > "$VENV/.installed"
+  echo "installed jaxgrpo and its dependencies into $VENV in $((SECONDS - started)) s"
+fi
+export PATH="$PWD/$VENV/bin:$PATH"

@@ -1,0 +1,92 @@
+"""`python killed_run.py PHASE STEP train CONFIG ...`: the jaxgrpo command, killed by SIGKILL in the middle of a phase of a step."""
+
+import os
+import signal
+import sys
+import threading
+import time
+
+phase, step, arguments = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def watch_steps() -> list[int]:
+    """A list that the run appends each step's number to; at the fatal step it first lets the pending checkpoint commit."""
+    from jaxgrpo.train.loop import _Trainer
+
+    train_step, current = _Trainer.step, []
+
+    def step_and_tell(self, state, number):
+        current.append(number)
+        if number == step:
+            self.checkpoints.wait()
+        return train_step(self, state, number)
+
+    _Trainer.step = step_and_tell
+    return current
+
+
+def arm_rollout() -> None:
+    """Die after a chunk was decoded, with more to come."""
+    from jaxgrpo.rollout.engine import Engine
+
+    decode, current = Engine.decode_chunk, watch_steps()
+
+    def decode_chunk(self, params, state):
+        result = decode(self, params, state)
+        if current and current[-1] == step:
+            die()
+        return result
+
+    Engine.decode_chunk = decode_chunk
+
+
+def arm_update() -> None:
+    """Die between the first and the second minibatch of the step."""
+    from jaxgrpo.train.job import Job
+
+    real, current = Job.update.func, watch_steps()
+
+    def update(self):
+        program = real(self)
+
+        def run(*args):
+            result = program(*args)
+            if current[-1] == step:
+                die()
+            return result
+
+        return run
+
+    Job.update.func = update
+
+
+def arm_save() -> None:
+    """Die while the step's checkpoint is being written: its temporary folder exists, the committed one does not."""
+    from jaxgrpo.train.checkpoint import Checkpoints
+
+    save = Checkpoints.save
+
+    def watched(self, number, state, meta):
+        def watch():
+            while not any(f"{step}.orbax-checkpoint-tmp" in child.name for child in self.directory.iterdir()):
+                time.sleep(0.0002)
+            die()
+
+        if number == step:
+            threading.Thread(target=watch, daemon=True).start()
+        save(self, number, state, meta)
+        if number == step:
+            time.sleep(60)
+
+    Checkpoints.save = watched
+
+
+{"rollout": arm_rollout, "update": arm_update, "save": arm_save}[phase]()
+
+from jaxgrpo.cli import main  # noqa: E402
+
+sys.exit(main(arguments))

@@ -1,0 +1,10 @@
+"""The published curves, read once."""
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def published():
+    from scaling import published
+
+    return published.curves()

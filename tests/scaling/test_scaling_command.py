@@ -1,0 +1,94 @@
+"""`python -m scaling` as a user meets it: tables, files, exit codes; and without jax in reach."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from synthetic_curves import write_run
+
+from scaling.__main__ import main
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def ladder(tmp_path):
+    rng = np.random.default_rng(0)
+    for n in (20_000, 60_000, 200_000, 600_000, 2_000_000):
+        for seed in (0, 1):
+            k = 0.3 / (1 + 60_000 / n)
+            loss = 0.9 * np.arange(1, 25) ** -k * 10 ** rng.normal(0, 0.004, 24)
+            write_run(tmp_path / "runs" / f"n{n}-{seed}", n, [0.9, *loss], seed=seed, extra={"response_length_mean": 5.0})
+    return tmp_path / "runs"
+
+
+def test_a_fit_prints_a_table_and_writes_law_json_and_figures(ladder, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = [str(ladder), "--x", "data", "--predict", "N=5M", "--predict", "N=2e6,X=1000", "--target", "0.5"]
+    assert main([*arguments, "--bootstrap", "200", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "K_max 0.3" in printed and "converged, 5 of 5 starts agree" in printed
+    assert "new size" in printed and "held out and predicted from the smaller ones" in printed
+    assert "data for loss 0.5" in printed and "crossover in data" in printed
+    law = json.loads((out / "law.json").read_text())
+    assert law["k_max"] == pytest.approx(0.3, rel=0.1) and law["x"] == "data" and law["bootstrap"]["seed"] == 0
+    assert len(law["data_sha256"]) == 64 and law["objective"] == "log" and len(law["models"]) == 5
+    assert any("mean of 2 runs" in note for note in law["data_notes"])
+    for name in ("curves", "saturation", "residuals", "n0_profile", "response_length"):
+        assert (out / f"{name}.png").stat().st_size > 5000 and (out / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_a_fit_that_is_not_identified_says_so_in_the_table(tmp_path, capsys):
+    for n in (20_000, 60_000, 200_000):
+        write_run(tmp_path / f"n{n}", n, [0.9, *(0.9 * np.arange(1, 25) ** (-n / 1e6))])
+    assert main([str(tmp_path), "--x", "data", "--bootstrap", "50"]) == 0
+    assert "! NOT IDENTIFIED" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, code",
+    [(["--help"], 0), (["--x", "flops"], 2), (["--predict", "72e9"], 2), (["--predict", "N=-3"], 2), (["--target", "2"], 2),
+     (["--bootstrap", "-1"], 2), (["/nowhere"], 1)],
+)  # fmt: skip
+def test_exit_codes_are_0_done_1_failed_2_bad_usage(arguments, code, capsys):
+    assert main(arguments) == code
+    captured = capsys.readouterr()
+    assert captured.out or captured.err
+    if code == 1:
+        assert captured.err.count("\n") == 1 and captured.err.startswith("error: ")
+
+
+def test_without_arguments_table_6_stands_beside_our_fits(capsys):
+    assert main(["--bootstrap", "100"]) == 0
+    printed = capsys.readouterr().out
+    rows = [line for line in printed.splitlines() if line.startswith(("base L(N", "instruct L(N"))]
+    assert len(rows) == 12
+    assert sum(line.endswith(" reproduced") and "NOT" not in line for line in rows) == 8
+    missed = [line for line in rows if "NOT reproduced" in line]
+    assert [line.split("  ")[0] for line in missed] == [
+        "instruct L(N,C) <= 32B", "instruct L(N,D) <= 32B", "instruct L(N,C) full", "instruct L(N,D) full"
+    ]  # fmt: skip
+    assert printed.count("no warm-up clip") == 2 and printed.count("703 points") == 2
+    assert "calibrated on all points (the paper's, not a prediction)" in printed
+
+
+def test_a_reuse_experiment_gets_the_reuse_table(capsys, tmp_path):
+    path = ROOT / "scaling" / "data" / "data_reuse_7b.csv"
+    assert main([str(path), "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count("tau 100") == 2
+    assert len(list(tmp_path.glob("reuse-*.png"))) == 2
+
+
+def test_the_package_runs_where_jax_cannot_be_imported(tmp_path):
+    blocked = tmp_path / "blocked" / "jax"
+    blocked.mkdir(parents=True)
+    (blocked / "__init__.py").write_text("raise ImportError('jax is not here')\n")
+    environment = os.environ | {"PYTHONPATH": f"{blocked.parent}{os.pathsep}{ROOT}"}
+    code = "import scaling; r = scaling.load('scaling/data/qwen2.5_post_training.csv').select(family='qwen2.5-base');"
+    code += "print(round(scaling.fit(r, objective='linear').k_max, 4))"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.strip() == "0.133", done.stderr
