@@ -196,7 +196,10 @@ def load_config(path: str | None, overrides: list[str] = ()) -> Config:
             tree = OmegaConf.merge(tree, values)
         except OmegaConfBaseException as error:
             raise ConfigError(f"{origin}: {_first_line(error)}") from None
-    config = OmegaConf.to_object(tree)
+    try:
+        config = OmegaConf.to_object(tree)
+    except OmegaConfBaseException as error:  # a ${...} that names nothing
+        raise ConfigError(_first_line(error)) from None
     check_config(config)
     return config
 

@@ -5,6 +5,7 @@
     law.predict(72e9, 1e20)
 
 Needs numpy, scipy and matplotlib, never jax. `python -m scaling` compares with the published fits of arXiv 2509.25300.
+In a checkout that is not installed, `pip install numpy scipy matplotlib` is all that `python -m scaling` asks for.
 """
 
 from scaling.extrapolation import Prediction

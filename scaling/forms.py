@@ -139,22 +139,40 @@ def _decomposition(d: Design) -> FormFit:
     centre = (d.w_MT * d.t_MT).sum(1, keepdims=True) / d.w_MT.sum(1, keepdims=True)
     weight = np.sqrt(d.w_MT)
 
-    def curve(p, t):
-        fixed = 10.0 ** p[0] + 10.0 ** (p[2] * (p[1] - log_n))
-        gain = 10.0 ** p[4 : 4 + m, None] / (1 + 10.0 ** np.clip(p[3] * (t - centre - p[4 + m :, None]), -300, 300))
-        return np.log10(np.maximum(fixed[:, None] + gain, SMALLEST_LOSS))
+    def parts(p, t):
+        shared = 10.0 ** (p[2] * (p[1] - log_n))[:, None]
+        distance = t - centre - p[4 + m :, None]
+        power = 10.0 ** np.clip(p[3] * distance, -150, 150)
+        gain = 10.0 ** p[4 : 4 + m, None] / (1 + power)
+        return shared, distance, power, gain, np.maximum(10.0 ** p[0] + shared + gain, SMALLEST_LOSS)
 
     def residual(p):
-        return (weight * (curve(p, d.t_MT) - d.y_MT))[d.present]
+        return (weight * (np.log10(parts(p, d.t_MT)[-1]) - d.y_MT))[d.present]
+
+    def jacobian(p):
+        shared, distance, power, gain, loss = parts(p, d.t_MT)
+        falling = gain * power / (1 + power)
+        own = np.eye(m)[:, :, None]  # (parameter, model, 1)
+        columns = [
+            np.broadcast_to(10.0 ** p[0], loss.shape)[None],
+            (shared * p[2] * np.ones_like(loss))[None],
+            (shared * (p[1] - log_n)[:, None] * np.ones_like(loss))[None],
+            (-falling * distance)[None],
+            own * gain,
+            own * falling * p[3],
+        ]
+        return (np.concatenate(columns) / loss * weight)[:, d.present].T
 
     low = np.r_[-6, -6, 0.01, 0.05, np.full(m, -6), np.full(m, -3)]
     high = np.r_[0, 2, 4, 5, np.full(m, 0.3), np.full(m, 4)]
-    starts = [np.r_[-1.5, n, a, b, np.full(m, -0.8), np.full(m, 0.3)] for n, a, b in ((-0.7, 0.4, 1.0), (-0.3, 0.2, 0.6))]
+    starts = [
+        np.r_[-1.5, n, a, b, np.full(m, -0.8), np.full(m, 0.3)] for n, a, b in ((-0.7, 0.4, 1.0), (-0.3, 0.2, 0.6))
+    ]
     best = min(
-        (least_squares(residual, s, bounds=(low, high), x_scale="jac", max_nfev=600) for s in starts),
+        (least_squares(residual, s, jacobian, bounds=(low, high), ftol=1e-6, max_nfev=600) for s in starts),
         key=lambda f: f.cost,
     )
-    return FormFit("decomposition", 2 * m + 4, lambda t: curve(best.x, t), bool(best.success))
+    return FormFit("decomposition", 2 * m + 4, lambda t: np.log10(parts(best.x, t)[-1]), bool(best.success))
 
 
 FORMS: dict[str, Callable[[Design], FormFit]] = {

@@ -78,10 +78,15 @@ def _predict(law: Law, n: float, x: float | None) -> Prediction:
 def _say_held_out(runs: Runs, n: float, options: Options, say: Callable[[str], None]) -> None:
     below = [size for size in runs.sizes if size < n * (1 - 1e-9)]
     if len(below) < 2:
-        say(f"\n{size_label(n)} has {len(below)} smaller sizes beside it: it cannot be held out and predicted from them")
+        say(
+            f"\n{size_label(n)} has {len(below)} smaller sizes beside it: it cannot be held out and predicted from them"
+        )
         return
     _, rows = largest_out(runs, options.x, n, options.objective, min(options.bootstrap, 1000), options.seed)
-    say(f"\n{size_label(n)} is among the runs; held out and predicted from the smaller ones:\n" + tables.heldout_table(rows))
+    say(
+        f"\n{size_label(n)} is among the runs; held out and predicted from the smaller ones:\n"
+        + tables.heldout_table(rows)
+    )
 
 
 def _needed(law: Law, target: float) -> str:
@@ -140,9 +145,9 @@ def from_paper(options: Options, say: Callable[[str], None] = print) -> None:
     reuse."""
     bootstrap = min(options.bootstrap, 1000)
     say(
-        "Published fits of arXiv 2509.25300 (Table 6, and the authors' full fits) against fits of the published curves,\n"
-        "same objective (linear, equal weight per size); 95 % intervals by moving-block bootstrap; 'within' is R2 within\n"
-        "models, 'max dE' the largest difference of an intercept.\n"
+        "Published fits of arXiv 2509.25300 (Table 6, and the authors' full fits) against fits of the published\n"
+        "curves, same objective (linear, equal weight per size); 95 % intervals by moving-block bootstrap. 'within':\n"
+        "R2 within models, 'max dE' the largest difference of an intercept.\n"
     )
     comparisons = published.compare_published(bootstrap, options.seed)
     say(tables.published_table(comparisons))
@@ -203,7 +208,9 @@ def _paper_figures(runs: Runs, reused: Runs, bootstrap: int, options: Options) -
             tau, reuse.analyse(tau, seed=options.seed), f"{name} 7B, each prompt seen τ times"
         )
         series = [(curve.size, *published.implied_tokens(curve)) for curve in chosen]
-        drawn[f"length_{name}"] = panels.lengths(series, "training step", "prompt + response tokens", f"{name}, implied by C")
+        drawn[f"length_{name}"] = panels.lengths(
+            series, "training step", "prompt + response tokens", f"{name}, implied by C"
+        )
     for name, figure in drawn.items():
         figures.save(figure, options.out, name)
     return list(drawn)

@@ -16,7 +16,8 @@ def group_advantages(rewards_PG, *, std_normalise: bool = True, eps: float = 1e-
         raise ValueError(f"rewards must have shape [prompts, samples], not {rewards_PG.shape}.")
     if rewards_PG.shape[1] == 1:
         return rewards_PG / (1.0 + eps) if std_normalise else rewards_PG
-    centred_PG = rewards_PG - rewards_PG.mean(axis=1, keepdims=True)
+    shifted_PG = rewards_PG - rewards_PG[:, :1]  # equal rewards become exact zeros, whatever the rounding of their mean
+    centred_PG = shifted_PG - shifted_PG.mean(axis=1, keepdims=True)
     if not std_normalise:
         return centred_PG
-    return centred_PG / (rewards_PG.std(axis=1, ddof=1, keepdims=True) + eps)
+    return centred_PG / (shifted_PG.std(axis=1, ddof=1, keepdims=True) + eps)

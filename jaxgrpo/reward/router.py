@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from jaxgrpo.errors import UserError
 from jaxgrpo.reward import arithmetic, gsm8k, maths, supergpqa, zebra
 
 
@@ -34,12 +35,12 @@ def known_data_sources() -> tuple[str, ...]:
 
 
 def grader_of(data_source: str) -> Grader:
-    """The grader of `data_source`; ValueError that lists the known ones when there is none."""
+    """The grader of `data_source`; UserError (a ValueError) that lists the known ones when there is none."""
     for grader in GRADERS:
         if isinstance(data_source, str) and data_source.startswith(grader.prefixes):
             return grader
     known = ", ".join(f"{prefix}*" for prefix in known_data_sources())
-    raise ValueError(f"no grader for data_source {data_source!r}; known: {known}")
+    raise UserError(f"no grader for data_source {data_source!r}; known: {known}")
 
 
 def score(data_source: str, response: str, ground_truth: object, extra_info: object = None) -> float:

@@ -8,98 +8,22 @@ per sample, log-probabilities, and stop tokens decided on the device.
 Shapes: B slots, R prompts of a prefill, T prompt bucket, S cache length, C chunk, N/K/H heads, kv heads, head size, V vocab.
 """
 
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgrpo.errors import UserError
 from jaxgrpo.model.attention import attend, attend_cache, causal_mask
 from jaxgrpo.model.config import ModelConfig
 from jaxgrpo.model.qwen2 import block, embed_tokens, output_matrix, rms_norm, rope_angles
 from jaxgrpo.parallel.sharding import constrain, named_sharding, replicated
 from jaxgrpo.rollout.layout import make_handover
 from jaxgrpo.rollout.sampling import sample_tokens
+from jaxgrpo.rollout.settings import EngineError, EngineSettings, NonFiniteError
+from jaxgrpo.rollout.slots import SLOT_FIELDS, DecodeState, Prefix, ResultTokens, SlotRequests
 
-
-class EngineError(UserError):
-    """A request or size that the engine cannot serve; the message gives the value and the remedy."""
-
-    exit_code = 2
-
-
-@dataclass(frozen=True)
-class EngineSettings:
-    """Sizes that the compiled programs depend on."""
-
-    slots: int  # sequences decoded at once
-    max_prompt: int  # tokens
-    max_new: int  # tokens
-    chunk: int  # tokens per `decode_chunk`
-    prefill_tokens: int  # prompt tokens of one `prefill_batch`
-    stop_ids: tuple[int, ...]
-    pad_id: int = 0
-    dtype: str = "bfloat16"
-
-    @property
-    def cache_length(self) -> int:
-        return self.max_prompt + self.max_new
-
-    @property
-    def buckets(self) -> tuple[int, ...]:
-        """Prompt lengths that prefill is compiled for: powers of two up to max_prompt, and max_prompt itself."""
-        powers = [2**i for i in range(4, 20) if 2**i < self.max_prompt]
-        return (*powers, self.max_prompt)
-
-    def prefill_rows(self, bucket: int) -> int:
-        return max(1, min(self.slots, self.prefill_tokens // bucket))
-
-
-@partial(jax.tree_util.register_dataclass, data_fields=["k", "v", "logits_RV", "lengths_R"], meta_fields=[])
-@dataclass(frozen=True)
-class Prefix:
-    """Prefilled prompts: per layer K [R, K, H, T] and V [R, K, T, H], the last logits, and true lengths."""
-
-    k: tuple
-    v: tuple
-    logits_RV: jax.Array
-    lengths_R: jax.Array
-
-
-_SLOT_FIELDS = ["token_B", "logp_B", "length_B", "count_B", "shown_B", "limit_B", "done_B", "key_B2", "temperature_B"]
-
-
-@partial(jax.tree_util.register_dataclass, data_fields=["k", "v", *_SLOT_FIELDS], meta_fields=[])
-@dataclass(frozen=True)
-class DecodeState:
-    """All slots: per layer K [B, K, H, S] and V [B, K, S, H]; each slot's newest token, which is not in the cache yet, its
-    log-probability, cache length, tokens generated, how many of them `generate` handed out, limit of new tokens, done flag, key
-    and temperature."""
-
-    k: tuple
-    v: tuple
-    token_B: jax.Array
-    logp_B: jax.Array
-    length_B: jax.Array
-    count_B: jax.Array
-    shown_B: jax.Array
-    limit_B: jax.Array
-    done_B: jax.Array
-    key_B2: jax.Array
-    temperature_B: jax.Array
-
-
-@dataclass(frozen=True)
-class ResultTokens:
-    """What `generate` returns, laid out as JetStream's class of the same name: data [B, 3] = token, valid, length."""
-
-    data: jax.Array
-    tokens_idx: tuple[int, int] = (0, 1)
-    valid_idx: tuple[int, int] = (1, 2)
-    length_idx: tuple[int, int] = (2, 3)
-    samples_per_slot: int = 1
+__all__ = ["DecodeState", "Engine", "EngineError", "EngineSettings", "NonFiniteError", "Prefix", "ResultTokens", "SlotRequests"]
 
 
 class Engine:
@@ -107,14 +31,7 @@ class Engine:
     with explicit shardings, so that any thread may call them."""
 
     def __init__(self, config: ModelConfig, settings: EngineSettings, mesh, *, tokenizer=None):
-        replicas = mesh.shape["replica"]
-        if settings.slots % replicas:
-            raise EngineError(
-                f"{settings.slots} slots do not divide over {replicas} replicas: set rollout.slots to a multiple."
-            )
-        bad = [i for i in settings.stop_ids if not 0 <= i < config.vocab]
-        if bad:
-            raise EngineError(f"stop token ids {bad} lie outside the vocabulary of {config.vocab}.")
+        settings.check(config.vocab, mesh.shape["replica"])
         self.config, self.settings, self._mesh, self._tokenizer = config, settings, mesh, tokenizer
         self._dtype = jnp.dtype(settings.dtype)
         self._handover = make_handover(config, mesh, self._dtype)
@@ -169,6 +86,8 @@ class Engine:
         """Prefill one prompt, int tokens [T] of which the first `true_length` count. existing_prefix is not supported."""
         if existing_prefix is not None:
             raise EngineError("existing_prefix is not supported: prefill the whole prompt.")
+        if not 1 <= true_length <= len(padded_tokens):
+            raise EngineError(f"a prompt of true length {true_length} in {len(padded_tokens)} padded tokens.")
         return self.prefill_batch(params, [np.asarray(padded_tokens)[:true_length]])
 
     def insert(self, prefix: Prefix, decode_state: DecodeState, slot: int) -> DecodeState:
@@ -178,25 +97,51 @@ class Engine:
         return self.insert_group(prefix, decode_state, slots)[0]
 
     def generate(self, params, decode_state: DecodeState) -> tuple[DecodeState, ResultTokens]:
-        """Hand out the token that each slot holds and compute the next; a token is valid once, so a done slot's is not again."""
+        """Hand out the token that each slot holds and compute the next; a token is valid once; a done slot's is not again."""
         state, data_B3 = self._generate(params, decode_state)
         return state, ResultTokens(data_B3)
 
     # Additions -------------------------------------------------------------------------------------------------------
 
-    def prefill_batch(self, params, prompts: list[np.ndarray]) -> Prefix:
-        """Prefill up to `settings.prefill_rows(bucket)` prompts (int tokens, any lengths) in one dispatch.
+    def compile(self, params, *, stepwise: bool = False) -> None:
+        """Run every program once on dummy data, those of the longest bucket first, so that no prompt compiles one later.
 
-        EngineError for an empty prompt, one over `max_prompt`, or too many prompts.
+        Leaves nothing behind but the compiled programs. stepwise: also `generate`, which only JetStream's drivers use.
         """
-        longest = max(len(p) for p in prompts)
-        if min(len(p) for p in prompts) == 0 or longest > self.settings.max_prompt:
+        state, nothing = self.init_decode_state(), SlotRequests.empty(self.settings.slots)
+        for bucket in reversed(self.settings.buckets):
+            prefix = self.prefill_batch(params, [np.full(bucket, self.settings.pad_id, np.int32)])
+            state, _ = jax.block_until_ready(self.insert_group(prefix, state, nothing))
+        state, _ = self.decode_chunk(params, state)
+        if stepwise:
+            state, _ = self.generate(params, state)
+        jax.block_until_ready(state)
+
+    def prefill_rows(self, bucket: int) -> int:
+        """Prompts that one `prefill_batch` of this bucket takes."""
+        return self.settings.prefill_rows(bucket, self._mesh.shape["replica"])
+
+    def check_prompt(self, prompt: np.ndarray, name: str = "the prompt") -> None:
+        """EngineError unless the prompt has 1 to max_prompt tokens, all of them in the vocabulary."""
+        if not 1 <= len(prompt) <= self.settings.max_prompt:
             raise EngineError(
-                f"a prompt of {longest} tokens; prompts need 1 to {self.settings.max_prompt} (data.max_prompt_tokens)."
+                f"{name} has {len(prompt)} tokens; prompts need 1 to {self.settings.max_prompt} (data.max_prompt_tokens)."
             )
-        bucket = next(b for b in self.settings.buckets if b >= longest)
-        rows = self.settings.prefill_rows(bucket)
-        if len(prompts) > rows:
+        low, high = int(np.min(prompt)), int(np.max(prompt))
+        if low < 0 or high >= self.config.vocab:
+            raise EngineError(
+                f"{name} has token {low if low < 0 else high}, outside the vocabulary of {self.config.vocab}: "
+                "the tokenizer is not the model's."
+            )
+
+    def prefill_batch(self, params, prompts: list[np.ndarray]) -> Prefix:
+        """Prefill up to `prefill_rows(bucket)` prompts (int tokens, any lengths) in one dispatch, all in the bucket of the
+        longest. EngineError for no prompt, too many, or one that `check_prompt` refuses."""
+        for prompt in prompts:
+            self.check_prompt(prompt)
+        bucket = self.settings.bucket(max((len(p) for p in prompts), default=1))
+        rows = self.prefill_rows(bucket)
+        if not 1 <= len(prompts) <= rows:
             raise EngineError(f"{len(prompts)} prompts in one prefill of {rows} rows.")
         tokens_RT = np.full((rows, bucket), self.settings.pad_id, np.int32)
         lengths_R = np.ones(rows, np.int32)
@@ -234,7 +179,7 @@ class Engine:
         return DecodeState(
             k=(named_sharding(self._mesh, ("batch", "kv_heads", None, None), k_shape),) * L,
             v=(named_sharding(self._mesh, ("batch", "kv_heads", None, None), v_shape),) * L,
-            **{name: per_slot for name in _SLOT_FIELDS if name != "key_B2"},
+            **{name: per_slot for name in SLOT_FIELDS if name != "key_B2"},
             key_B2=named_sharding(self._mesh, ("batch", None), (B, 2)),
         )
 
@@ -381,22 +326,3 @@ class Engine:
             temperature_B=state.temperature_B,
         )
         return state, (token_B, logp_B, going_B)
-
-
-@dataclass(frozen=True)
-class SlotRequests:
-    """What `insert_group` puts where: for every slot the prefix row (-1: leave the slot alone), key, temperature and limit."""
-
-    row_B: np.ndarray
-    key_B2: np.ndarray
-    temperature_B: np.ndarray
-    limit_B: np.ndarray
-
-    @classmethod
-    def empty(cls, slots: int) -> "SlotRequests":
-        return cls(
-            np.full(slots, -1, np.int32), np.zeros((slots, 2), np.uint32), np.ones(slots, np.float32), np.ones(slots, np.int32)
-        )
-
-    def set(self, slot: int, *, row: int, key: np.ndarray, temperature: float, limit: int) -> None:
-        self.row_B[slot], self.key_B2[slot], self.temperature_B[slot], self.limit_B[slot] = row, key, temperature, limit

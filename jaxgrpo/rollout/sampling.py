@@ -13,7 +13,7 @@ def sample_keys(seed: int, stream: str, step: int, prompts: np.ndarray, samples:
 
     stream separates uses that share the other numbers, such as "train" and the name of an evaluation suite.
     """
-    name = int.from_bytes(stream.encode()[:8].ljust(8, b"\0"), "little")
+    name = int.from_bytes(stream.encode(), "little")
     words = [(seed, name, step, int(prompt), int(sample)) for prompt, sample in zip(prompts, samples, strict=True)]
     return np.array([np.random.SeedSequence(w).generate_state(2) for w in words], np.uint32).reshape(-1, 2)
 

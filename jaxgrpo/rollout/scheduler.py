@@ -1,9 +1,11 @@
 """Continuous batching: prompts in, finished responses out, slots refilled between chunks.
 
-Every prompt is prefilled once and its prefix inserted into the slots of its samples. Which slot a sample gets, and when, does
+Every prompt is prefilled once and its prefix inserted into the slots of its samples. Prompts of one length bucket are prefilled
+together, so that what a prompt is batched with does not change the program it runs. Which slot a sample gets, and when, does
 not change what it says. Decisions depend only on the requests and on what was generated, so a rerun repeats them.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,7 +13,7 @@ from dataclasses import dataclass, field
 import jax
 import numpy as np
 
-from jaxgrpo.rollout.engine import Engine, Prefix, SlotRequests
+from jaxgrpo.rollout.engine import Engine, EngineError, NonFiniteError, Prefix, SlotRequests
 
 
 @dataclass(frozen=True)
@@ -48,14 +50,36 @@ class _OpenPrompt:
 def generate(
     engine: Engine, params, requests: list[Request], on_finish: Callable[[Response], None] = lambda response: None
 ) -> list[list[Response]]:
-    """Generate all samples of all requests. Returns responses[request][sample]; `on_finish` sees each as it ends."""
+    """Generate all samples of all requests. Returns responses[request][sample]; `on_finish` sees each as it ends.
+
+    EngineError, before anything is generated, for a request that the engine cannot serve; NonFiniteError for one whose
+    log-probabilities are not finite.
+    """
+    for index, request in enumerate(requests):
+        _check(engine, index, request)
     return _Rollout(engine, params, requests, on_finish).run()
+
+
+def _check(engine: Engine, index: int, request: Request) -> None:
+    engine.check_prompt(request.prompt, f"the prompt of request {index}")
+    if not 1 <= request.max_new <= engine.settings.max_new:
+        raise EngineError(
+            f"request {index} asks for {request.max_new} new tokens; the engine gives 1 to {engine.settings.max_new} "
+            "(rollout.max_new_tokens)."
+        )
+    if not 0 <= request.temperature < float("inf"):
+        raise EngineError(f"request {index} has temperature {request.temperature}; it needs a finite one of at least 0.")
+    if np.ndim(request.keys) != 2 or np.shape(request.keys)[1] != 2:
+        raise EngineError(f"request {index} has keys of shape {np.shape(request.keys)}; it needs [samples, 2].")
 
 
 class _Rollout:
     def __init__(self, engine, params, requests, on_finish):
         self.engine, self.params, self.requests, self.on_finish = engine, params, requests, on_finish
-        self.waiting = deque(range(len(requests)))
+        self.waiting: dict[int, deque[int]] = {}  # requests without a prefix, by bucket
+        for index, request in enumerate(requests):
+            if len(request.keys):
+                self.waiting.setdefault(engine.settings.bucket(len(request.prompt)), deque()).append(index)
         self.open: deque[_OpenPrompt] = deque()
         self.free = deque(range(engine.max_concurrent_decodes))
         self.active: dict[int, Response] = {}
@@ -100,16 +124,12 @@ class _Rollout:
         return state
 
     def prefill(self) -> None:
-        """Prefill the next prompts in the queue, as many as one dispatch takes and the free slots will need."""
-        settings = self.engine.settings
-        batch, longest = [], 0
-        while self.waiting:
-            length = max(longest, len(self.requests[self.waiting[0]].prompt))
-            bucket = next((b for b in settings.buckets if b >= length), settings.max_prompt)
-            if batch and len(batch) >= settings.prefill_rows(bucket):
-                break
-            batch.append(self.waiting.popleft())
-            longest = length
+        """Prefill the prompt that waits longest, and with it as many of its bucket as one dispatch takes."""
+        bucket = min(self.waiting, key=lambda b: self.waiting[b][0])
+        queue = self.waiting[bucket]
+        batch = [queue.popleft() for _ in range(min(len(queue), self.engine.prefill_rows(bucket)))]
+        if not queue:
+            del self.waiting[bucket]
         prefix = self.engine.prefill_batch(self.params, [self.requests[r].prompt for r in batch])
         self.open.extend(_OpenPrompt(request, prefix, row) for row, request in enumerate(batch))
 
@@ -120,8 +140,15 @@ class _Rollout:
 
     def extend(self, slot: int, tokens: np.ndarray, logps: np.ndarray, done: bool) -> None:
         response = self.active[slot]
+        logps = logps.tolist()
+        if not math.isfinite(sum(logps)):
+            raise NonFiniteError(
+                f"request {response.request}, sample {response.sample}: the log-probability of one of its tokens "
+                f"{len(response.tokens)} to {len(response.tokens) + len(logps) - 1} is not finite, so the model's weights or "
+                "activations are not. Go back to a sound checkpoint or lower the learning rate."
+            )
         response.tokens.extend(tokens.tolist())
-        response.logps.extend(logps.tolist())
+        response.logps.extend(logps)
         if done:
             response.finish = "stop" if response.tokens[-1] in self.engine.settings.stop_ids else "length"
             del self.active[slot]

@@ -65,8 +65,8 @@ def peak_flops(devices) -> float:
     kind = devices[0].device_kind
     if devices[0].platform == "cpu":
         return _cpu_flops(devices[0]) * len(devices)
-    known = [peak for name, peak in PEAK_BF16_FLOPS.items() if kind.startswith(name)]
-    return max(known) * len(devices) if known else float("nan")
+    known = [name for name in PEAK_BF16_FLOPS if kind.startswith(name)]
+    return PEAK_BF16_FLOPS[max(known, key=len)] * len(devices) if known else float("nan")  # "TPU v5 lite" is no "TPU v5"
 
 
 def _cpu_flops(device, size: int = 768) -> float:

@@ -5,6 +5,9 @@ places every array by the shardings of the mesh at hand, which need not be the m
 """
 
 import logging
+import re
+import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -23,7 +26,7 @@ class Checkpoints:
     """The `checkpoints/` folder of a run."""
 
     def __init__(self, directory: Path, config: CheckpointConfig):
-        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every array at INFO
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails is raised below; Orbax would log it as well
         self.directory = directory.absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=config.keep, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(self.directory, options=options)
@@ -39,6 +42,13 @@ class Checkpoints:
             opt_state=ocp.args.StandardSave(state.opt_state),
             meta=ocp.args.JsonSave(meta),
         )
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        free = shutil.disk_usage(self.directory).free
+        if free < needed:
+            raise CheckpointError(
+                f"checkpoint of step {step} in {self.directory} needs {needed / 2**20:,.1f} MiB, the disk has {free / 2**20:,.1f} "
+                f"MiB left: make room, then run the same command again; it goes on from the last complete checkpoint."
+            )
         with _explained(f"checkpoint of step {step} in {self.directory}"):
             self._manager.save(step, args=args)
 
@@ -65,7 +75,9 @@ class Checkpoints:
         return TrainState(restored.params, restored.opt_state), restored.meta
 
     def close(self) -> None:
-        self._manager.close()
+        """Finish what is pending and stop the background threads; CheckpointError if a save failed."""
+        with _explained(f"checkpoint in {self.directory}"):
+            self._manager.close()
 
 
 def save_params(directory: Path, params: dict) -> None:
@@ -106,28 +118,25 @@ def _on_default_device(metadata) -> dict[str, jax.ShapeDtypeStruct]:
     return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device) for name, leaf in dict(tree).items()}
 
 
-class _explained:
-    """Turns an I/O failure of a save into one message with the remedy."""
+@contextmanager
+def _explained(what: str):
+    """Turns whatever a save dies of into one message with the remedy: Orbax and TensorStore raise many kinds."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{what} could not be saved ({_brief(error)}): make room or mend permissions, then run the same command again; it "
+            f"goes on from the last complete checkpoint."
+        ) from error
 
-    def __init__(self, what: str):
-        self.what = what
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, trace):
-        text = str(error)
-        full = isinstance(error, OSError) or "No space left" in text or "RESOURCE_EXHAUSTED" in text
-        if error is not None and full:
-            raise CheckpointError(
-                f"{self.what} could not be saved ({_brief(error)}): make room or mend permissions, then run the same command "
-                f"again; it goes on from the last complete checkpoint."
-            ) from error
-        return False
+_SYSTEM_ERRORS = re.compile(
+    "No space left on device|Disk quota exceeded|File too large|Permission denied|Read-only file system|Input/output error"
+)
 
 
 def _brief(error: BaseException) -> str:
+    """The operating system's words where the error holds them, else its first line."""
     text = str(error)
-    return (
-        "no space left on the disk" if "No space left" in text else text.splitlines()[0][:200] if text else type(error).__name__
-    )
+    known = _SYSTEM_ERRORS.search(text)
+    return known[0] if known else text.partition("\n")[0][:200] or type(error).__name__

@@ -26,11 +26,16 @@ class MetricsLog:
         """Drop the lines of later steps and a line torn by a kill; returns how many went. The file is replaced atomically."""
         if not self.path.exists():
             return 0
-        lines = self.path.read_text().splitlines(keepends=True)
+        lines = self.path.read_bytes().splitlines(keepends=True)
         kept = [line for line in lines if _step_of(line) is not None and _step_of(line) <= step]
+        if kept and not kept[-1].endswith(b"\n"):  # torn before its newline only: whole, but the next line must not join it
+            kept[-1] += b"\n"
         if kept != lines:
             temporary = self.path.with_suffix(".tmp")
-            temporary.write_text("".join(kept))
+            with open(temporary, "wb") as file:
+                file.write(b"".join(kept))
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(temporary, self.path)
         return len(lines) - len(kept)
 
@@ -54,13 +59,13 @@ def read_metrics(path: Path) -> list[dict]:
     """All whole lines of a metrics file; an absent file has none."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines() if _step_of(line) is not None]
+    return [json.loads(line) for line in path.read_bytes().splitlines() if _step_of(line) is not None]
 
 
-def _step_of(line: str) -> int | None:
+def _step_of(line: bytes) -> int | None:
     try:
         return int(json.loads(line)["step"])
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError):  # ValueError: not JSON, or not even text
         return None
 
 

@@ -37,10 +37,11 @@ _MESH_DEPENDENT = ("mesh.fsdp", "train.micro_rows", "rollout.slots", "rollout.te
 
 
 def adopt(config: Config, stored: Config, devices: int) -> Config:
-    """`config` with its automatic values taken from the run directory's, those that hang on another device count aside."""
+    """`config` with its automatic values taken from the run directory's, those that hang on another mesh aside."""
     same_devices = stored.mesh.data * stored.mesh.fsdp * stored.mesh.tensor == devices
+    same_mesh = same_devices and replace(config, {"mesh.fsdp": config.mesh.fsdp or stored.mesh.fsdp}).mesh == stored.mesh
     mine, theirs = flatten(config), flatten(stored)
-    taken = [key for key in AUTO_KEYS if not mine[key] and (same_devices or key not in _MESH_DEPENDENT)]
+    taken = [key for key in AUTO_KEYS if not mine[key] and (same_mesh or key not in _MESH_DEPENDENT)]
     return replace(config, {key: theirs[key] for key in taken})
 
 

@@ -51,7 +51,7 @@ def token_kl(lp, ref, kind):
 
 
 def policy_loss(
-    logp, old, adv, mask, *, ref=None, low=0.2, high=0.2, dual=3.0, kl_coef=0.0, kl="k3", aggregation="token-mean", segments=None
+    logp, old, adv, mask, *, ref=None, clips=(0.2, 0.2, 3.0), kl_coef=0.0, kl="k3", aggregation="token-mean", segments=None
 ):
     """(loss, gradient in logp, metrics)."""
     weight = weights(mask, aggregation, segments)
@@ -60,7 +60,7 @@ def policy_loss(
     for place in np.argwhere(weight > 0):
         i = tuple(place)
         lp, w = float(logp[i]), weight[i]
-        value, slope, is_clipped, is_dual = token_loss(lp, float(old[i]), float(adv[i]), low, high, dual)
+        value, slope, is_clipped, is_dual = token_loss(lp, float(old[i]), float(adv[i]), *clips)
         divergence, kl_slope = (0.0, 0.0) if ref is None else token_kl(lp, float(ref[i]), kl)
         loss += w * (value + kl_coef * divergence)
         gradient[i] = w * (slope + kl_coef * kl_slope)

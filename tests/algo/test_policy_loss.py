@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from jaxgrpo.algo import AGGREGATIONS, KL_ESTIMATORS, policy_loss
 
-SHAPES = [(1, 1), (1, 9), (3, 5), (6, 17)]
+SHAPES = [(1, 1), (3, 5), (6, 17)]
 CLIPS = [(0.2, 0.2, 3.0), (0.3, 0.4, 2.0)]
 CASES = [
     {"kl": kl, "kl_coef": coef, "aggregation": aggregation, "clips": clips}
@@ -20,8 +20,10 @@ CASES = [
 ]
 
 
-@partial(jax.jit, static_argnames=("clips", "kl_coef", "kl", "aggregation"))
-def value_and_gradient(batch, segments=None, denominator=None, *, clips=CLIPS[0], kl_coef=0.1, kl="k3", aggregation="token-mean"):
+@partial(jax.jit, static_argnames=("kl", "aggregation"))
+def value_and_gradient(
+    batch, segments=None, denominator=None, *, clips=CLIPS[0], kl_coef=0.1, kl="k3", aggregation="token-mean"
+):
     """((loss, metrics), gradient in logp) of the library."""
     low, high, dual = clips
 
@@ -45,20 +47,9 @@ def value_and_gradient(batch, segments=None, denominator=None, *, clips=CLIPS[0]
     return jax.value_and_grad(loss, has_aux=True)(batch["logp"])
 
 
-def reference(batch, segments=None, *, clips=CLIPS[0], kl_coef=0.1, kl="k3", aggregation="token-mean"):
-    low, high, dual = clips
+def reference(batch, segments=None, **case):
     places = (batch["logp"], batch["old"], batch["adv"], batch["mask"])
-    return numpy_grpo.policy_loss(
-        *places,
-        ref=batch.get("ref"),
-        low=low,
-        high=high,
-        dual=dual,
-        kl_coef=kl_coef,
-        kl=kl,
-        aggregation=aggregation,
-        segments=segments,
-    )
+    return numpy_grpo.policy_loss(*places, ref=batch.get("ref"), segments=segments, **{"kl_coef": 0.1} | case)
 
 
 def assert_equal(got, expected):

@@ -1,4 +1,4 @@
-"""`python killed_run.py PHASE STEP train CONFIG ...`: the jaxgrpo command, killed by SIGKILL in the middle of a phase of a step."""
+"""`python killed_run.py PHASE STEP train CONFIG ...`: the jaxgrpo command, killed in the middle of a phase of a step."""
 
 import os
 import signal

@@ -40,8 +40,8 @@ def test_the_iid_bootstrap_fails_where_the_block_bootstrap_holds():
 
 def test_block_intervals_cover_and_iid_ones_do_not_on_a_small_sample():
     # 60 replicates: the standard error of a share of 0.94 is 0.03.
-    assert coverage(60, None, seed=2).mean() > 0.86
-    assert coverage(60, 1, seed=2).mean() < 0.84
+    assert coverage(60, None, seed=2, fits=200).mean() > 0.86
+    assert coverage(60, 1, seed=2, fits=200).mean() < 0.84
 
 
 def test_the_same_seed_gives_the_same_intervals_and_another_seed_others(published):

@@ -22,7 +22,9 @@ def ladder(tmp_path):
         for seed in (0, 1):
             k = 0.3 / (1 + 60_000 / n)
             loss = 0.9 * np.arange(1, 25) ** -k * 10 ** rng.normal(0, 0.004, 24)
-            write_run(tmp_path / "runs" / f"n{n}-{seed}", n, [0.9, *loss], seed=seed, extra={"response_length_mean": 5.0})
+            write_run(
+                tmp_path / "runs" / f"n{n}-{seed}", n, [0.9, *loss], seed=seed, extra={"response_length_mean": 5.0}
+            )
     return tmp_path / "runs"
 
 
@@ -51,8 +53,8 @@ def test_a_fit_that_is_not_identified_says_so_in_the_table(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "arguments, code",
-    [(["--help"], 0), (["--x", "flops"], 2), (["--predict", "72e9"], 2), (["--predict", "N=-3"], 2), (["--target", "2"], 2),
-     (["--bootstrap", "-1"], 2), (["/nowhere"], 1)],
+    [(["--help"], 0), (["--x", "flops"], 2), (["--predict", "72e9"], 2), (["--predict", "N=-3"], 2),
+     (["--target", "2"], 2), (["--bootstrap", "-1"], 2), (["/nowhere"], 1)],
 )  # fmt: skip
 def test_exit_codes_are_0_done_1_failed_2_bad_usage(arguments, code, capsys):
     assert main(arguments) == code

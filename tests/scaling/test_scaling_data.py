@@ -32,7 +32,9 @@ def csv_file(tmp_path, *rows):
 def rows_of(n, count=6, **changes):
     lines = []
     for step in range(1, count + 1):
-        values = {"samples": 512 * step, "compute": 1e15 * step, "loss": 0.9 * step**-0.1} | changes.get(f"step{step}", {})
+        values = {"samples": 512 * step, "compute": 1e15 * step, "loss": 0.9 * step**-0.1} | changes.get(
+            f"step{step}", {}
+        )
         lines.append(f"f,{n},{n},{step},{values['samples']},{values['compute']},{values['loss']}")
     return lines
 
@@ -171,7 +173,13 @@ def test_two_families_a_missing_column_and_unknown_names_are_errors(published):
     base = published.select(family="qwen2.5-base")
     with pytest.raises(DataError, match="compute_total.*lack"):
         scaling.fit(base, x="compute_total")
-    for wrong in ({"x": "flops"}, {"objective": "l1"}, {"weights": "none"}, {"resample": "jackknife"}, {"bootstrap": -1}):
+    for wrong in (
+        {"x": "flops"},
+        {"objective": "l1"},
+        {"weights": "none"},
+        {"resample": "jackknife"},
+        {"bootstrap": -1},
+    ):
         with pytest.raises(DataError, match="flops|l1|none|jackknife|-1"):
             scaling.fit(base, **wrong)
     with pytest.raises(DataError, match="no curve matches"):

@@ -1,0 +1,106 @@
+"""What a sample says depends on weights, prompt and key alone; slots, order, chunks and devices do not enter."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from engines import engine_of, prompts_of, requests_of, said
+
+from jaxgrpo.rollout.sampling import sample_keys
+from jaxgrpo.rollout.scheduler import generate
+
+LENGTHS = (3, 32, 9, 16, 17, 30, 5, 31, 12)
+LIMITS = (24, 1, 7, 24, 13, 2, 19, 24, 5)
+TIE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def requests():
+    """Nine prompts x 3 samples, more than there are slots, with different lengths and limits."""
+    whole = requests_of(prompts_of(LENGTHS), samples=3, temperature=0.9)
+    return [replace(request, max_new=limit) for request, limit in zip(whole, LIMITS, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def reference(model, requests):
+    return said(generate(*engine_of(model), requests))
+
+
+def test_the_arrival_order_does_not_change_a_bit(model, requests, reference):
+    for order in (range(len(requests))[::-1], np.random.default_rng(0).permutation(len(requests))):
+        responses = said(generate(*engine_of(model), [requests[i] for i in order]))
+        assert responses == [reference[i] for i in order]
+
+
+def test_a_sample_alone_in_the_engine_says_the_same_bits_as_among_refilled_slots(model, requests, reference):
+    for index in (0, 3, 7):
+        responses = said(generate(*engine_of(model), [requests[index]]))  # 3 samples in 8 slots: nothing is refilled
+        assert responses == [reference[index]]
+        last = replace(requests[index], keys=requests[index].keys[2:])
+        assert said(generate(*engine_of(model), [last])) == [reference[index][2:]]
+
+
+def test_every_slot_gives_the_same_bits(model):
+    prompt, *fillers = prompts_of([11] + [8] * 7)
+    wanted, *others = requests_of([prompt, *fillers], temperature=1.0)
+    first = said(generate(*engine_of(model), [wanted]))
+    for slot in range(1, 8):
+        assert said(generate(*engine_of(model), [*others[:slot], wanted]))[slot:] == first
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 24])
+def test_the_chunk_length_does_not_change_a_bit(model, requests, reference, chunk):
+    assert said(generate(*engine_of(model, chunk=chunk), requests)) == reference
+
+
+@pytest.mark.parametrize("prefill_tokens", [40, 320])
+def test_the_prefill_batch_does_not_change_a_bit(model, requests, reference, prefill_tokens):
+    assert said(generate(*engine_of(model, prefill_tokens=prefill_tokens), requests)) == reference
+
+
+@pytest.mark.parametrize("mesh", [(4, 2), (8, 1)], ids=["replica 4 x tensor 2", "replica 8"])
+def test_eight_devices_say_the_same_up_to_float_ties(model, requests, reference, mesh):
+    responses = said(generate(*engine_of(model, *mesh), requests))
+    splits = 0
+    for request, ours, theirs in zip(requests, responses, reference, strict=True):
+        for key, (tokens, logps, _), (expected, expected_logps, _) in zip(request.keys, ours, theirs, strict=True):
+            if tokens != expected:
+                at = next(i for i, pair in enumerate(zip(tokens, expected, strict=False)) if pair[0] != pair[1])
+                gap = perturbed_gap(model, request, key, expected[:at])
+                assert gap <= TIE, f"another token at {at}, where the best led by {gap}"
+                logps, expected_logps, splits = logps[:at], expected_logps[:at], splits + 1
+            assert np.abs(np.subtract(logps, expected_logps)).max(initial=0) <= 5e-5
+    assert splits <= 1
+
+
+def perturbed_gap(model, request, key, said_before) -> float:
+    """Lead of the best over the second best of logits / temperature + Gumbel noise, at the token after `said_before`."""
+    logits_V = model(np.concatenate([request.prompt, np.array(said_before, np.int32)])[None])[0, -1]
+    fold = jax.random.fold_in(jax.random.wrap_key_data(key, impl="threefry2x32"), len(said_before))
+    best = np.sort(logits_V / request.temperature + jax.random.gumbel(fold, logits_V.shape))[-2:]
+    return float(best[1] - best[0])
+
+
+def test_sample_keys_are_a_pure_function_of_their_arguments():
+    args = (5, "train", 3, np.array([4, 4, 9]), np.array([0, 1, 0]))
+    keys = sample_keys(*args)
+    assert keys.shape == (3, 2) and keys.dtype == np.uint32
+    np.random.seed(1)
+    np.testing.assert_array_equal(sample_keys(*args), keys)
+    np.testing.assert_array_equal(sample_keys(5, "train", 3, np.array([9]), np.array([0]))[0], keys[2])
+    assert keys.tolist() == [[1, 2]] * 3
+
+
+def test_seeds_streams_steps_prompts_and_samples_all_have_their_own_keys():
+    streams = ["train", "eval", "heldout", "benchmark-aime-2024", "benchmark-aime-2025", "benchmar"]
+    prompts, samples = (a.ravel() for a in np.meshgrid(np.arange(20), np.arange(8)))
+    keys = np.concatenate(
+        [
+            sample_keys(seed, stream, step, prompts, samples)
+            for seed in (0, 1, 2**40)
+            for stream in streams
+            for step in (0, 1, 2)
+        ]
+    )
+    assert len(np.unique(keys, axis=0)) == len(keys) == 3 * 6 * 3 * 160

@@ -1,0 +1,42 @@
+"""Greedy tokens of the engine and scheduler against transformers' `generate`: committed tokens always, live where torch is."""
+
+import json
+
+import pytest
+from engines import engine_of, load, requests_of
+from make_greedy_reference import CASES, LENGTHS, NEW_TOKENS, REFERENCE, prompts, transformers_greedy, weights_of, write_case
+
+from jaxgrpo.rollout.scheduler import generate
+from tests.model.tiny_hf_model import checksum
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request, tmp_path_factory):
+    directory = write_case(tmp_path_factory.mktemp(request.param), request.param)
+    return request.param, directory, load(directory)
+
+
+def greedy(model, slots: int) -> list[list[int]]:
+    engine, params = engine_of(model, slots=slots, max_prompt=max(LENGTHS), max_new=NEW_TOKENS, chunk=16, prefill_tokens=96)
+    responses = generate(engine, params, requests_of(prompts(), max_new=NEW_TOKENS))
+    assert all(r.finish == "length" for (r,) in responses)
+    return [r.tokens for (r,) in responses]
+
+
+def test_greedy_tokens_of_prompts_of_different_lengths_equal_the_committed_ones_of_transformers(case):
+    name, _, model = case
+    reference = json.loads(REFERENCE.read_text())[name]
+    assert checksum(weights_of(name)) == reference["weights"], "numpy draws other weights: run make_greedy_reference.py"
+    assert min(len(set(tokens)) for tokens in reference["tokens"]) > 5, "a parity of constant answers says little"
+    assert greedy(model, slots=8) == reference["tokens"]
+
+
+def test_greedy_tokens_equal_those_of_transformers_now(case):
+    pytest.importorskip("torch")
+    _, directory, model = case
+    assert greedy(model, slots=8) == transformers_greedy(directory)
+
+
+def test_greedy_tokens_are_the_same_when_prompts_wait_for_a_slot(case):
+    name, _, model = case
+    assert greedy(model, slots=3) == json.loads(REFERENCE.read_text())[name]["tokens"]

@@ -1,0 +1,170 @@
+"""Automatic sizes and the memory table against arithmetic written out, and what is said where sizes do not fit."""
+
+import os
+
+import pytest
+
+from jaxgrpo.config import Config, ConfigError, load_config, replace
+from jaxgrpo.model.config import ModelConfig
+from jaxgrpo.model.source import resolve_model
+from jaxgrpo.parallel.mesh import MeshError
+from jaxgrpo.train.sizes import GIB, adopt, cache_bytes_per_slot, memory_table, resolve_sizes
+
+TINY = ModelConfig(
+    vocab=64,
+    embed=64,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=16,
+    mlp=96,
+    tied=True,
+    rope_theta=1e4,
+    rms_eps=1e-6,
+    max_positions=64,
+)
+TINY_SLOT = 2 * 2 * 2 * 16 * (6 + 10) * 4  # K and V x layers x kv heads x head size x tokens x float32
+
+
+def tiny(*overrides) -> Config:
+    sizes = ["data.prompts_per_step=8", "data.max_prompt_tokens=6", "rollout.samples=4", "rollout.max_new_tokens=10"]
+    return load_config(None, [*sizes, "train.minibatch_prompts=4", "rollout.dtype=float32", *overrides])
+
+
+def qwen(size):
+    return resolve_model(f"random:qwen2.5-{size}").config
+
+
+def test_sizes_of_a_small_run_on_eight_cpu_devices():
+    config = resolve_sizes(tiny(), TINY, 8, None)
+    assert (config.mesh.data, config.mesh.fsdp, config.mesh.tensor) == (1, 8, 1)
+    assert config.train.row_tokens == 16
+    assert config.train.micro_rows == 16, "16 sequences of a minibatch, two on each device"
+    assert config.rollout.slots == 32, "all sequences of a step"
+    assert config.rollout.tensor == 1
+    assert config.rollout.chunk == 9
+    assert config.rollout.prefill_tokens == 48
+    assert config.reward.workers == len(os.sched_getaffinity(0))
+
+
+def test_sizes_of_the_paper_recipe_on_eight_accelerators():
+    device_bytes = 80 * GIB
+    config = resolve_sizes(Config(), qwen("0.5b"), 8, device_bytes)
+    per_slot = 2 * 24 * 2 * 64 * 6144 * 2
+    assert cache_bytes_per_slot(config, qwen("0.5b")) == per_slot
+    assert config.rollout.slots == 8 * int(0.4 * device_bytes // per_slot)
+    assert config.train.micro_rows == 8, "a row of 6,144 tokens on each device"
+    assert config.rollout.chunk == 64
+    assert config.rollout.prefill_tokens == 8192
+
+
+def test_the_sampler_is_split_over_as_many_devices_as_its_weights_need():
+    device_bytes = 16 * GIB
+    assert resolve_sizes(Config(), qwen("3b"), 8, device_bytes).rollout.tensor == 1  # 6.2 GB of 17.2
+    assert resolve_sizes(Config(), qwen("7b"), 8, device_bytes).rollout.tensor == 2  # 15.2 GB
+    assert resolve_sizes(Config(), qwen("14b"), 16, device_bytes).rollout.tensor == 4  # 29.5 GB
+    assert resolve_sizes(Config(), qwen("0.5b"), 7, 2**30).rollout.tensor == 7, "14 heads: 2 does not divide 7 devices"
+
+
+def test_sizes_that_are_set_are_kept_and_resolving_twice_changes_nothing():
+    wanted = {"train.micro_rows": 8, "rollout.slots": 24, "rollout.chunk": 3, "rollout.prefill_tokens": 12}
+    wanted |= {"train.row_tokens": 32, "rollout.cache_gib": 0.5, "rollout.tensor": 2, "reward.workers": 3}
+    config = resolve_sizes(tiny(*(f"{key}={value}" for key, value in wanted.items())), TINY, 8, None)
+    assert config == replace(config, wanted)
+    assert resolve_sizes(config, TINY, 8, None) == config
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["mesh.data=3"], "mesh data=3 x fsdp=2 x tensor=1 needs 6 devices, there are 8"),
+        (["mesh.fsdp=4"], "needs 4 devices, there are 8"),
+        (["mesh.tensor=16"], "needs 16 devices, there are 8"),
+        (["rollout.tensor=3"], "rollout.tensor=3 does not divide the 8 devices"),
+        (["rollout.slots=12"], "rollout.slots=12 does not divide over 8 rollout replicas"),
+        (["rollout.slots=32", f"rollout.cache_gib={2.5 * TINY_SLOT / GIB!r}"], "at most rollout.slots=16 fit"),
+        ([f"rollout.cache_gib={0.9 * TINY_SLOT / GIB!r}"], "the KV cache of one sequence of 16 tokens takes"),
+        (["train.micro_rows=12"], "train.micro_rows=12 does not divide over the 8 devices of data x fsdp"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused_with_their_values(overrides, message):
+    with pytest.raises((ConfigError, MeshError)) as caught:
+        resolve_sizes(tiny(*overrides), TINY, 8, None)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_a_cache_budget_for_exactly_one_sequence_per_replica_is_enough():
+    config = resolve_sizes(tiny(f"rollout.cache_gib={TINY_SLOT / GIB!r}"), TINY, 8, None)
+    assert config.rollout.slots == 8
+
+
+def test_kv_heads_that_do_not_divide_are_cached_by_every_device_of_a_replica():
+    config = resolve_sizes(tiny("rollout.tensor=2"), TINY, 8, None)
+    assert cache_bytes_per_slot(config, TINY) == TINY_SLOT // 2
+    config = resolve_sizes(tiny("rollout.tensor=4"), TINY, 8, None)
+    assert cache_bytes_per_slot(config, TINY) == TINY_SLOT
+
+
+def test_the_memory_table_of_a_sharded_14b_is_the_arithmetic_of_its_shapes():
+    overrides = ["mesh.data=2", "mesh.fsdp=8", "mesh.tensor=4", "rollout.tensor=4", "rollout.slots=64", "rollout.cache_gib=20"]
+    config = resolve_sizes(load_config(None, overrides), qwen("14b"), 64, None)
+    d, layers, heads, kv, head, ffn, vocab = 5120, 48, 40, 8, 128, 13_824, 152_064
+    matrices = d * heads * head + 2 * d * kv * head + heads * head * d + 3 * d * ffn
+    split_32_ways = layers * matrices + 2 * vocab * d  # hidden dimension over fsdp 8, the other over tensor 4
+    biases, norms = layers * (heads + 2 * kv) * head, layers * 2 * d + d
+    trained = split_32_ways // 32 + biases // 4 + norms  # norms are on every device; data replicates all
+    sampled = (split_32_ways + biases) // 4 + norms
+    assert memory_table(config, qwen("14b")) == {
+        "parameters": 4 * trained,
+        "optimiser": 8 * trained,
+        "gradients": 4 * trained,
+        "reference": 2 * trained,
+        "rollout weights": 2 * sampled,
+        "KV cache": 64 // 16 * (2 * layers * (kv // 4) * head * 6144 * 2),
+    }
+
+
+def test_the_memory_table_replicates_the_kv_heads_that_do_not_divide():
+    overrides = ["mesh.fsdp=2", "mesh.tensor=4", "rollout.tensor=8", "rollout.slots=8", "optim.optimizer=sgd", "algo.kl_coef=0"]
+    config = resolve_sizes(load_config(None, overrides), qwen("3b"), 8, None)
+    d, layers, heads, kv, head, ffn, vocab = 2048, 36, 16, 2, 128, 11_008, 151_936
+    kv_matrices = layers * 2 * d * kv * head
+    others = layers * (2 * d * heads * head + 3 * d * ffn) + vocab * d
+    q_biases, kv_biases, norms = layers * heads * head, layers * 2 * kv * head, layers * 2 * d + d
+    trained = others // 8 + kv_matrices // 2 + q_biases // 4 + kv_biases + norms
+    sampled = others // 8 + kv_matrices + q_biases // 8 + kv_biases + norms
+    assert memory_table(config, qwen("3b")) == {
+        "parameters": 4 * trained,
+        "optimiser": 0,
+        "gradients": 4 * trained,
+        "reference": 0,
+        "rollout weights": 2 * sampled,
+        "KV cache": 8 * (2 * layers * kv * head * 6144 * 2),
+    }
+
+
+def test_a_resumed_run_takes_the_sizes_that_were_written_down():
+    stored = resolve_sizes(tiny("rollout.chunk=3", "rollout.slots=16"), TINY, 8, None)
+    adopted = adopt(tiny(), stored, 8)
+    assert adopted == stored
+    assert adopt(tiny("rollout.slots=24"), stored, 8).rollout.slots == 24, "what the user sets comes first"
+
+
+@pytest.mark.parametrize(
+    "before, after, devices",
+    [
+        ([], [], 4),
+        ([], ["mesh.data=2"], 8),
+        (["mesh.data=2", "mesh.tensor=2"], [], 8),
+        (["mesh.tensor=8", "train.micro_rows=1"], [], 8),
+        (["mesh.tensor=8", "train.micro_rows=1"], ["mesh.fsdp=8"], 8),
+        (["mesh.fsdp=8"], ["mesh.fsdp=2", "mesh.tensor=4"], 8),
+    ],
+)
+def test_a_run_may_be_resumed_on_another_mesh(before, after, devices):
+    stored = resolve_sizes(tiny(*before), TINY, 8, None)
+    config = resolve_sizes(adopt(tiny(*after), stored, devices), TINY, devices, None)
+    assert config.mesh.data * config.mesh.fsdp * config.mesh.tensor == devices
+    assert config.train.row_tokens == stored.train.row_tokens
