@@ -15,6 +15,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)  # argparse leaves overrides that follow an option
+    if arguments.run is _fit:  # scaling has a command line of its own, which works without jaxgrpo
+        arguments.rest = rest
+        return _fit(arguments)
     if rest and ("overrides" not in arguments or any(r.startswith("-") or "=" not in r for r in rest)):
         parser.error(f"unrecognised arguments: {' '.join(rest)}")
     if rest:
@@ -53,6 +56,9 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("out_dir", metavar="OUT_HF_DIR", help="new directory, loadable by transformers")
     export.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: that of the original weights")
     export.set_defaults(run=_export)
+
+    fit = commands.add_parser("fit", help="fit the scaling law to metrics and predict", add_help=False)
+    fit.set_defaults(run=_fit)
     return parser
 
 
@@ -97,6 +103,12 @@ def _export(arguments) -> int:
         print(f"exported {arguments.checkpoint} to {export(arguments.checkpoint, arguments.out_dir, arguments.dtype)}")
 
     return _reported(run)
+
+
+def _fit(arguments) -> int:
+    from scaling.__main__ import main as fit
+
+    return fit(arguments.rest)
 
 
 def _start_jax(config) -> None:

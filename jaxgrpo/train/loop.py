@@ -101,6 +101,7 @@ class _Trainer:
         initial = self.initial_policy()
         dtype = jnp.dtype(self.config.train.dtype)
         self.reference = cast_params(initial, dtype) if self.config.algo.kl_coef else None
+        self.job.engine.compile(self.job.engine.load_params(initial))
         done = self.checkpoints.latest()
         if done is None:
             self.run.cut_after(-1)

@@ -84,7 +84,8 @@ def _slots(config: Config, model: ModelConfig, devices: int) -> int:
         if config.rollout.slots > fit:
             raise ConfigError(
                 f"rollout.slots={config.rollout.slots} sequences need "
-                f"{config.rollout.slots / replicas * per_slot / GIB:.3g} GiB of cache per device, rollout.cache_gib={config.rollout.cache_gib:.3g}: at most rollout.slots={fit} fit."
+                f"{config.rollout.slots / replicas * per_slot / GIB:.3g} GiB of cache per device, "
+                f"rollout.cache_gib={config.rollout.cache_gib:.3g}: at most rollout.slots={fit} fit."
             )
         return config.rollout.slots
     if fit == 0:

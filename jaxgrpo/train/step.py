@@ -114,7 +114,7 @@ def make_update(model, train: TrainConfig, algo: AlgoConfig, temperature, clip_n
     def update(state: TrainState, rows: Rows, old_logp, ref_logp, used):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             gradients, metrics = accumulate(loss, state.params, rows, old_logp, ref_logp, used, algo.aggregation)
-            norm = optax.global_norm(gradients)
+            norm = optax.tree.norm(gradients)
             finite = jnp.isfinite(norm)
             scale = jnp.where(norm > clip_norm, clip_norm / norm, 1.0)
             updates, opt_state = optimizer.update(jax.tree.map(lambda g: g * scale, gradients), state.opt_state, state.params)

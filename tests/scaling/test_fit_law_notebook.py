@@ -17,7 +17,7 @@ def test_the_notebook_runs_top_to_bottom_without_jax(tmp_path):
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     for cell in notebook.cells:  # fewer bootstrap fits: the numbers that follow do not depend on them
         cell.source = cell.source.replace("BOOTSTRAP = 1000", "BOOTSTRAP = 50")
-    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
     NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(ROOT)}}).execute(env=environment)
     text = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
     assert "732 base points, 712 instruct points" in text

@@ -137,7 +137,7 @@ def test_two_thousand_bootstrap_fits_of_the_joint_law_take_under_twenty_seconds(
 def test_scaling_needs_only_numpy_scipy_matplotlib_and_what_these_need():
     code = (
         "import sys, scaling, scaling.__main__;"
-        "print(*{m.split('.')[0] for m, v in sys.modules.items() if 'site-packages' in str(getattr(v, '__file__', ''))})"
+        "print(*{m.split('.')[0] for m, v in sys.modules.items() if 'site-packages' in str(vars(v).get('__file__'))})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     allowed = {"numpy", "scipy", "matplotlib", "mpl_toolkits", "contourpy", "cycler", "kiwisolver", "PIL", "pyparsing"}
