@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxgrpo.model.attention import attend, attend_cache, causal_mask
 from jaxgrpo.model.config import ModelConfig
+from jaxgrpo.model.parameters import parameter_table
 from jaxgrpo.model.qwen2 import block, embed_tokens, output_matrix, rms_norm, rope_angles
 from jaxgrpo.parallel.sharding import constrain, named_sharding, replicated
 from jaxgrpo.rollout.layout import make_handover
@@ -75,7 +76,12 @@ class Engine:
         return replicated(self._mesh)
 
     def load_params(self, params: dict) -> dict:
-        """The trainer's parameters, cast and moved to the rollout layout in one program."""
+        """The trainer's parameters, cast and moved to the rollout layout in one program. Parameters that lie on other devices
+        than the engine's are first spread over these."""
+        devices = {device for value in params.values() if isinstance(value, jax.Array) for device in value.devices()}
+        if devices != set(self._mesh.devices.flat):
+            specs = parameter_table(self.config)
+            params = jax.device_put(params, {s.name: named_sharding(self._mesh, s.axes, s.shape) for s in specs})
         return self._handover(params)
 
     def init_decode_state(self) -> DecodeState:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from jaxgrpo.algo import AGGREGATIONS, KL_ESTIMATORS, policy_loss
 
-SHAPES = [(1, 1), (3, 5), (6, 17)]
+SHAPES = [(1, 1), (4, 9)]
 CLIPS = [(0.2, 0.2, 3.0), (0.3, 0.4, 2.0)]
 CASES = [
     {"kl": kl, "kl_coef": coef, "aggregation": aggregation, "clips": clips}

@@ -22,10 +22,10 @@ def endless(model, requests):
     return generate(*engine_of(model), requests)
 
 
-@pytest.mark.parametrize("stop_count", [1, 3])
-def test_the_first_stop_token_ends_a_sequence_and_belongs_to_it(model, requests, endless, stop_count):
+@pytest.mark.parametrize("which", [slice(-1, None), slice(0, 3)], ids=["the commonest token", "three rare tokens"])
+def test_the_first_stop_token_ends_a_sequence_and_belongs_to_it(model, requests, endless, which):
     tokens, counts = np.unique([t for g in endless for r in g for t in r.tokens], return_counts=True)
-    stops = tuple(tokens[np.argsort(counts)[-stop_count:]].tolist())
+    stops = tuple(tokens[np.argsort(counts, stable=True)[which]].tolist())
     finished = []
     responses = generate(*engine_of(model, stop_ids=stops), requests, finished.append)
     for group, whole in zip(responses, endless, strict=True):
@@ -36,7 +36,6 @@ def test_the_first_stop_token_ends_a_sequence_and_belongs_to_it(model, requests,
             assert response.finish == ("length" if end is None else "stop")
     kinds = [r.finish for group in responses for r in group]
     assert {"stop", "length"} == set(kinds), "the case covers both ends"
-    assert any(len(r.tokens) == 1 for g in responses for r in g) or stop_count == 1
     assert sorted((r.request, r.sample) for r in finished) == [(i, j) for i in range(5) for j in range(4)]
 
 
