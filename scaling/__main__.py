@@ -83,18 +83,14 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--out", type=Path, metavar="DIR", help="write law.json and the figures (PDF, PNG) there")
     p.add_argument("--family", help="only this model_family")
-    p.add_argument(
-        "--objective", choices=OBJECTIVES, default="log", help="log (default), linear (the paper's) or huber"
-    )
+    p.add_argument("--objective", choices=OBJECTIVES, default="log", help="log (default), linear (the paper's) or huber")
     p.add_argument(
         "--weights", choices=WEIGHTS, default="model", help="equal total per model (default), per point, or 1/variance"
     )
     p.add_argument("--size", default="n_nominal", help="key that N is read from (default: n_nominal, else n_params)")
     p.add_argument("--warmup", type=count, default=0, metavar="K", help="drop the first K points of every curve")
     p.add_argument("--ending", type=count, default=0, metavar="K", help="drop the last K points of every curve")
-    p.add_argument(
-        "--bootstrap", type=count, default=2000, metavar="R", help="bootstrap fits (default: 2000; 0: no intervals)"
-    )
+    p.add_argument("--bootstrap", type=count, default=2000, metavar="R", help="bootstrap fits (default: 2000; 0: no intervals)")
     p.add_argument(
         "--resample", choices=RESAMPLES, default="block", help="what is drawn again: residual blocks, runs or questions"
     )

@@ -50,9 +50,7 @@ def compare(runs: Runs, x: str = "compute", names: tuple[str, ...] = tuple(FORMS
     d = equal_scatter(design(runs, x, weights="point"))
     fits = {name: fit_form(name, d) for name in names}
     residuals = {name: np.where(d.present, d.y_MT - f.predict(d.t_MT), 0.0) for name, f in fits.items()}
-    tau = np.array(
-        [min(autocorrelation(r[i, d.present[i]])[1] for r in residuals.values()) for i in range(len(d.sizes))]
-    )
+    tau = np.array([min(autocorrelation(r[i, d.present[i]])[1] for r in residuals.values()) for i in range(len(d.sizes))])
     n_eff = d.counts / tau
     held_out = {name: hold_out(d, name) for name in (*names, BASELINE)}
     raw = {name: _aicc(residuals[name], d, n_eff, f.parameters) for name, f in fits.items()}

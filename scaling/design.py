@@ -66,9 +66,7 @@ def design(runs: Runs, x: str = "compute", weights: str = "model", minimum_sizes
             f"choose with runs.select(family={runs.families[0]!r}) or --family"
         )
     if len({curve.reuse_factor for curve in runs}) > 1:
-        raise DataError(
-            "the runs differ in reuse_factor: choose with runs.select(reuse_factor=...), or use scaling.reuse"
-        )
+        raise DataError("the runs differ in reuse_factor: choose with runs.select(reuse_factor=...), or use scaling.reuse")
     curves = runs.mean()
     if len(curves.sizes) < minimum_sizes:
         raise DataError(

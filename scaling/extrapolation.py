@@ -229,13 +229,9 @@ def _calibrated(law: Law, n: float, t: np.ndarray, level: float, calibrate: tupl
         return _without_interval(n, t, centre, level, basis, "needs a bootstrap and four sizes")
     rng = np.random.default_rng(law.seed)
     count = len(law.draws.k_max)
-    k = law.draws.slopes(np.array([n])) + (
-        rng.standard_t(len(errors.slope), size=(count, 1)) * errors.scale[1] * decades
-    )
+    k = law.draws.slopes(np.array([n])) + (rng.standard_t(len(errors.slope), size=(count, 1)) * errors.scale[1] * decades)
     residual = resampling.inflated_residuals(law.design, law.solution)[row, law.design.present[row]]
-    off_level = (
-        rng.normal(size=(count, 1)) * residual.std() * np.sqrt(goodness.autocorrelation(residual)[1] / len(first_t))
-    )
+    off_level = rng.normal(size=(count, 1)) * residual.std() * np.sqrt(goodness.autocorrelation(residual)[1] / len(first_t))
     draws = first_y.mean() - k * (t - first_t.mean()) + off_level
     return _with_interval(n, t, centre, draws, _new_evaluation(law, row, draws.shape, rng), level, basis)
 

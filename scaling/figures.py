@@ -60,9 +60,7 @@ def save(figure: Figure, folder: str | Path, name: str) -> list[Path]:
     paths = [folder / f"{name}.{kind}" for kind in ("pdf", "png")]
     with matplotlib.rc_context(STYLE):
         for path in paths:
-            figure.savefig(
-                path, bbox_inches="tight", metadata={"CreationDate": None} if path.suffix == ".pdf" else None
-            )
+            figure.savefig(path, bbox_inches="tight", metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
     return paths
 
 
@@ -185,9 +183,7 @@ def saturation(laws: Sequence[tuple[str, Law]], title: str = "") -> Figure:
     top = 0.0
     for (name, law), colour, line in zip(laws, (BLUE, ORANGE, GREY), ("-", "--", ":"), strict=False):
         n = np.geomspace(reference.sizes.min() / 1.5, reference.sizes.max() * 1.8, 100)
-        axis.plot(
-            n, law.k(n), line, color=colour, label=f"{name}: $K_{{max}}$ {law.k_max:.3f}, $N_0$ {size_label(law.n0)}"
-        )
+        axis.plot(n, law.k(n), line, color=colour, label=f"{name}: $K_{{max}}$ {law.k_max:.3f}, $N_0$ {size_label(law.n0)}")
         top = max(top, float(law.k(n).max()))
         if law.draws is not None:
             low, high = np.percentile(law.draws.slopes(n), [2.5, 97.5], axis=0)
@@ -270,9 +266,7 @@ def n0_profile(law: Law) -> Figure:
     left.set_xlabel("$N_0$ (parameters)")
     left.set_ylabel("twice the log-likelihood lost")
     low, high = result["interval"]
-    left.set_title(
-        "open: not bounded by the data" if result["open"] else f"95 %: {size_label(low)} to {size_label(high)}"
-    )
+    left.set_title("open: not bounded by the data" if result["open"] else f"95 %: {size_label(low)} to {size_label(high)}")
     left.legend()
     if law.draws is not None:
         right.scatter(law.draws.n0, law.draws.k_max, s=2, color=BLUE, alpha=0.25, linewidths=0)
@@ -290,8 +284,6 @@ def n0_profile(law: Law) -> Figure:
 
 def _one_two_five(low: float, high: float) -> list[float]:
     """Ticks 1, 2, 5 (only 1 beyond two decades) inside [low, high]."""
-    steps = (
-        (1,) if high / low > 100 else (1, 2, 5) if high / low > 4 else (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 4, 5, 6, 8)
-    )
+    steps = (1,) if high / low > 100 else (1, 2, 5) if high / low > 4 else (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 4, 5, 6, 8)
     powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
     return [step * 10.0**power for power in powers for step in steps if low <= step * 10.0**power <= high]

@@ -165,9 +165,7 @@ def _decomposition(d: Design) -> FormFit:
 
     low = np.r_[-6, -6, 0.01, 0.05, np.full(m, -6), np.full(m, -3)]
     high = np.r_[0, 2, 4, 5, np.full(m, 0.3), np.full(m, 4)]
-    starts = [
-        np.r_[-1.5, n, a, b, np.full(m, -0.8), np.full(m, 0.3)] for n, a, b in ((-0.7, 0.4, 1.0), (-0.3, 0.2, 0.6))
-    ]
+    starts = [np.r_[-1.5, n, a, b, np.full(m, -0.8), np.full(m, 0.3)] for n, a, b in ((-0.7, 0.4, 1.0), (-0.3, 0.2, 0.6))]
     best = min(
         (least_squares(residual, s, jacobian, bounds=(low, high), ftol=1e-6, max_nfev=600) for s in starts),
         key=lambda f: f.cost,

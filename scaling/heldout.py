@@ -167,14 +167,10 @@ def _pooled(pieces: list[tuple[Prediction, np.ndarray]], per_size: dict[str, Hel
     """One row over all sizes; the end bias is the mean of theirs."""
     observed = np.concatenate([loss for _, loss in pieces])
     parts = {
-        name: np.concatenate([getattr(p, name) for p, _ in pieces])
-        if pieces[0][0].low is not None or name == "loss"
-        else None
+        name: np.concatenate([getattr(p, name) for p, _ in pieces]) if pieces[0][0].low is not None or name == "loss" else None
         for name in ("loss", "low", "high")
     }
-    row = errors(
-        Prediction(np.nan, np.empty(0), parts["loss"], level, "all sizes", parts["low"], parts["high"]), observed
-    )
+    row = errors(Prediction(np.nan, np.empty(0), parts["loss"], level, "all sizes", parts["low"], parts["high"]), observed)
     bias = float(np.mean([one.end_bias for one in per_size.values()]))
     return HeldOut(row.basis, row.points, row.mae, row.mape, bias, row.r2, row.coverage, row.width)
 

@@ -225,9 +225,7 @@ def fit(
     if resample not in RESAMPLES:
         raise DataError(f"resample={resample!r} is not known: choose one of {', '.join(RESAMPLES)}")
     if bootstrap < 0 or (block is not None and block < 1):
-        raise DataError(
-            f"bootstrap={bootstrap}, block={block}: bootstrap counts fits, block counts steps, neither is negative"
-        )
+        raise DataError(f"bootstrap={bootstrap}, block={block}: bootstrap counts fits, block counts steps, neither is negative")
     by_run = bootstrap > 0 and resample in ("run", "question")
     averaged = runs.mean(common_steps_only=by_run)
     d = design(averaged, x, weights)
@@ -351,15 +349,11 @@ def _warnings(d: Design, solution: Solution, draws: Solution | None, convergence
             f"{convergence['better_start_by']:.1e}"
         )
     if solution.at_bound[0]:
-        found.append(
-            f"NOT IDENTIFIED: N_0 ends at the bound of the search ({solution.n0[0]:.2g}): K_max and N_0 mean nothing"
-        )
+        found.append(f"NOT IDENTIFIED: N_0 ends at the bound of the search ({solution.n0[0]:.2g}): K_max and N_0 mean nothing")
     if solution.k_max[0] <= 0:
         found.append(f"NOT A LEARNING CURVE: K_max is {solution.k_max[0]:.3g}, the loss does not fall with {d.x}")
     if len(d.sizes) == 2:
-        found.append(
-            "NOT TESTED: two sizes determine K_max and N_0 exactly; a third is needed to see whether k(N) saturates"
-        )
+        found.append("NOT TESTED: two sizes determine K_max and N_0 exactly; a third is needed to see whether k(N) saturates")
     if draws is not None and draws.at_bound.mean() > 0.005:
         found.append(
             f"NOT IDENTIFIED: N_0 ends at a bound of the search in {draws.at_bound.mean():.1%} of the bootstrap fits; "

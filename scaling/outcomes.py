@@ -41,9 +41,7 @@ def scores(path: Path) -> dict[str, float]:
             item = json.loads(line)
             collected.setdefault(str(item["question"]), []).append(float(item["score"]))
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"{path} line {number}: no question with a score ({error}): evaluate that step again"
-            ) from error
+            raise DataError(f"{path} line {number}: no question with a score ({error}): evaluate that step again") from error
     if not collected:
         raise DataError(f"{path} is empty: evaluate that step again")
     return {question: float(np.mean(values)) for question, values in collected.items()}
@@ -53,9 +51,7 @@ def suite_curve(curve: Curve, suite: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps and loss (1 - mean score) of one suite of a run, each of shape (S,), step 0 included."""
     files = suites(curve).get(suite)
     if not files:
-        raise DataError(
-            f"{curve.where()} has no eval files of suite {suite!r}; it has {', '.join(suites(curve)) or 'none'}"
-        )
+        raise DataError(f"{curve.where()} has no eval files of suite {suite!r}; it has {', '.join(suites(curve)) or 'none'}")
     steps = np.array(sorted(files))
     return steps, np.array([1 - np.mean(list(scores(files[int(step)]).values())) for step in steps])
 

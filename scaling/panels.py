@@ -76,9 +76,7 @@ def lengths(series: Sequence[tuple[str, np.ndarray, np.ndarray]], xlabel: str, y
         axis.plot(x, rolling_median(tokens), color=colour, label=label)
     axis.set_xlabel(xlabel)
     axis.set_ylabel(ylabel)
-    axis.set_ylim(
-        0.7 * min(np.percentile(t, 1) for *_, t in series), 1.05 * max(np.percentile(t, 99) for *_, t in series)
-    )
+    axis.set_ylim(0.7 * min(np.percentile(t, 1) for *_, t in series), 1.05 * max(np.percentile(t, 99) for *_, t in series))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v / 1000:g}k" if v >= 1000 else f"{v:g}"))
     axis.legend(ncols=4, loc="lower left", columnspacing=0.8, handlelength=1.2)
     axis.set_title(title)

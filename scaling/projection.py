@@ -59,9 +59,7 @@ def moments(t: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, ..
     return t_mean, y_mean, (w * dt * dt).sum(-1), (w * dt * dy).sum(-1), (w * dy * dy).sum(-1)
 
 
-def solve_log(
-    t: np.ndarray, y_RMT: np.ndarray, w: np.ndarray, sizes: np.ndarray, fixed_v: float | None = None
-) -> Solution:
+def solve_log(t: np.ndarray, y_RMT: np.ndarray, w: np.ndarray, sizes: np.ndarray, fixed_v: float | None = None) -> Solution:
     """Minimise sum w (y + k t - E)^2, exactly. t and w are (M, T) or (R, M, T); `fixed_v` holds log10 N_0."""
     t_mean, y_mean, s_tt, s_ty, s_yy = np.broadcast_arrays(*moments(t, y_RMT, w))
     low, high = bounds(sizes) if fixed_v is None else (fixed_v, fixed_v)
@@ -171,9 +169,7 @@ def solve_linear(
     e = np.log10(level) + k_max[:, None] * s * t_mean
     at_bound = (v - low < 1e-3) | (high - v < 1e-3) if fixed_v is None else np.zeros(len(v), bool)
     spread = (w * (loss_RMT - ((w * loss_RMT).sum(-1) / w.sum(-1))[..., None]) ** 2).sum((-1, -2))
-    gradient = (
-        2 * np.abs(slope * np.stack([k_max, np.ones_like(v)], 1)).max(1) / np.maximum(spread, np.finfo(float).tiny)
-    )
+    gradient = 2 * np.abs(slope * np.stack([k_max, np.ones_like(v)], 1)).max(1) / np.maximum(spread, np.finfo(float).tiny)
     return Solution(k_max, 10.0**v, e, cost, np.where(at_bound, 0.0, gradient), at_bound, iteration)
 
 

@@ -62,9 +62,7 @@ def load(paths: str | Path | Sequence[str | Path], *, size: str = "n_nominal") -
     for curve in curves:
         key = (curve.family, curve.n, curve.reuse_factor, curve.run)
         if key in seen:
-            raise DataError(
-                f"{curve.where()} is read twice, from {seen[key]} and {curve.sources[0]}: name each file once"
-            )
+            raise DataError(f"{curve.where()} is read twice, from {seen[key]} and {curve.sources[0]}: name each file once")
         seen[key] = curve.sources[0]
     return Runs(tuple(curves), tuple(notes))
 
@@ -88,10 +86,7 @@ def _read_csv(path: Path) -> list[Row]:
         missing = {"n_params", "test_loss", "step"} - set(reader.fieldnames or ())
         if missing:
             raise DataError(f"{path}: column {', '.join(sorted(missing))} is missing; it has {reader.fieldnames}")
-        rows = [
-            Row(f"{path} line {reader.line_num}", {k: v for k, v in row.items() if v not in ("", None)})
-            for row in reader
-        ]
+        rows = [Row(f"{path} line {reader.line_num}", {k: v for k, v in row.items() if v not in ("", None)}) for row in reader]
     return rows
 
 
@@ -228,9 +223,7 @@ def _check_cumulative(curve: Curve, rows: list[Row], is_log: bool, notes: list[s
             )
         if len(falls):
             steps = ", ".join(f"{curve.step[i + 1]:g}" for i in falls)
-            notes.append(
-                f"{curve.where()}: {key} falls at step {steps} (mean over runs of unequal length); points kept"
-            )
+            notes.append(f"{curve.where()}: {key} falls at step {steps} (mean over runs of unequal length); points kept")
 
 
 def _run_name(path: Path) -> str:

@@ -78,15 +78,10 @@ def _predict(law: Law, n: float, x: float | None) -> Prediction:
 def _say_held_out(runs: Runs, n: float, options: Options, say: Callable[[str], None]) -> None:
     below = [size for size in runs.sizes if size < n * (1 - 1e-9)]
     if len(below) < 2:
-        say(
-            f"\n{size_label(n)} has {len(below)} smaller sizes beside it: it cannot be held out and predicted from them"
-        )
+        say(f"\n{size_label(n)} has {len(below)} smaller sizes beside it: it cannot be held out and predicted from them")
         return
     _, rows = largest_out(runs, options.x, n, options.objective, min(options.bootstrap, 1000), options.seed)
-    say(
-        f"\n{size_label(n)} is among the runs; held out and predicted from the smaller ones:\n"
-        + tables.heldout_table(rows)
-    )
+    say(f"\n{size_label(n)} is among the runs; held out and predicted from the smaller ones:\n" + tables.heldout_table(rows))
 
 
 def _needed(law: Law, target: float) -> str:
@@ -208,9 +203,7 @@ def _paper_figures(runs: Runs, reused: Runs, bootstrap: int, options: Options) -
             tau, reuse.analyse(tau, seed=options.seed), f"{name} 7B, each prompt seen τ times"
         )
         series = [(curve.size, *published.implied_tokens(curve)) for curve in chosen]
-        drawn[f"length_{name}"] = panels.lengths(
-            series, "training step", "prompt + response tokens", f"{name}, implied by C"
-        )
+        drawn[f"length_{name}"] = panels.lengths(series, "training step", "prompt + response tokens", f"{name}, implied by C")
     for name, figure in drawn.items():
         figures.save(figure, options.out, name)
     return list(drawn)

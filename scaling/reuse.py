@@ -52,9 +52,7 @@ def analyse(runs: Runs, last: int = 10, draws: int = 2000, seed: int = 0) -> lis
     found = {}
     for curve in curves:
         if len(curve) < max(last, 5):
-            raise DataError(
-                f"{curve.where()} has {len(curve)} points from step {FIRST_STEP} on; {max(last, 5)} are needed"
-            )
+            raise DataError(f"{curve.where()} has {len(curve)} points from step {FIRST_STEP} on; {max(last, 5)} are needed")
         t, y = np.log10(curve.step), np.log10(curve.loss)
         slope, intercept = np.polyfit(t, y, 1)
         line = intercept + slope * t

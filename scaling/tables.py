@@ -170,9 +170,7 @@ def trajectory_table(trajectories: Sequence[Trajectory]) -> str:
     for t in trajectories:
         p = t.pooled
         poor = [
-            f"{size} {row.coverage:.0%}"
-            for size, row in t.per_size.items()
-            if row.coverage is not None and row.coverage < 0.85
+            f"{size} {row.coverage:.0%}" for size, row in t.per_size.items() if row.coverage is not None and row.coverage < 0.85
         ]
         rows.append(
             [
@@ -259,9 +257,7 @@ def reuse_table(rows: Sequence[Reuse]) -> str:
     body = []
     for r in rows:
         low, high = r.difference_interval
-        verdict = (
-            "reference" if r.factor == 1 else "worse" if low > 0 else "better" if high < 0 else "no difference seen"
-        )
+        verdict = "reference" if r.factor == 1 else "worse" if low > 0 else "better" if high < 0 else "no difference seen"
         body.append(
             [
                 f"tau {r.factor:g}",

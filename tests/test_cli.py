@@ -50,7 +50,9 @@ def test_overrides_may_stand_before_and_after_an_option(capsys, tmp_path):
 
 
 def test_the_help_needs_no_jax():
-    script = "import sys, jaxgrpo.cli\ntry:\n    jaxgrpo.cli.main(['--help'])\nexcept SystemExit:\n    print('jax' in sys.modules)"
+    script = (
+        "import sys, jaxgrpo.cli\ntry:\n    jaxgrpo.cli.main(['--help'])\nexcept SystemExit:\n    print('jax' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip().endswith("False")
 

@@ -46,8 +46,9 @@ class Checkpoints:
         free = shutil.disk_usage(self.directory).free
         if free < needed:
             raise CheckpointError(
-                f"checkpoint of step {step} in {self.directory} needs {needed / 2**20:,.1f} MiB, the disk has {free / 2**20:,.1f} "
-                f"MiB left: make room, then run the same command again; it goes on from the last complete checkpoint."
+                f"checkpoint of step {step} in {self.directory} needs {needed / 2**20:,.1f} MiB, the disk has "
+                f"{free / 2**20:,.1f} MiB left: make room, then run the same command again; it goes on from the last "
+                f"complete checkpoint."
             )
         with _explained(f"checkpoint of step {step} in {self.directory}"):
             self._manager.save(step, args=args)

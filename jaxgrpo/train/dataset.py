@@ -26,6 +26,13 @@ class TrainingPrompts:
             self._prompts, self.dropped = _encode(problems, config, tokenizer)
             self._order = PromptOrder(len(self._prompts), config.data.prompts_per_step, config.data.order, config.seed)
 
+    def also_in(self, heldout: list[EncodedPrompt]) -> int:
+        """How many held-out prompts the training file holds too. The built-in task's streams cannot hold any."""
+        if self._order is None:
+            return 0
+        trained = {prompt.tokens.tobytes() for prompt in self._prompts}
+        return sum(prompt.tokens.tobytes() in trained for prompt in heldout)
+
     def steps(self) -> int:
         """Steps of the run: train.steps, or all epochs of the file. ConfigError where neither bounds it."""
         if self.config.train.steps:

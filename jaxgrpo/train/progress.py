@@ -33,6 +33,11 @@ class Progress:
         for what, dropped in (("training", job.prompts.dropped), ("held-out", job.heldout_dropped)):
             if dropped:
                 self.say(f"dropped   {dropped} {what} prompts longer than data.max_prompt_tokens={c.data.max_prompt_tokens}")
+        overlap = job.prompts.also_in(job.heldout)
+        if overlap:
+            self.say(
+                f"WARNING   {overlap} of the held-out problems are in the training file too: Pass@1 will flatter the model"
+            )
         self.say(f"run       {self.run.path}" + (f", going on after step {done}" if done else ""))
         tested = [r for r in records if r.get("test_loss") is not None]
         self.pass1 = 1 - tested[-1]["test_loss"] if tested else None

@@ -22,7 +22,7 @@ from jaxgrpo.model.logprobs import next_token_logprobs
 from jaxgrpo.model.qwen2 import hidden_states, output_matrix
 from jaxgrpo.parallel.sharding import replicated
 from jaxgrpo.train.rows import Rows
-from jaxgrpo.train.state import TrainState, parameter_shardings, state_shardings
+from jaxgrpo.train.state import TrainState, state_shardings
 
 
 def rows_sharding(mesh) -> NamedSharding:
@@ -127,14 +127,3 @@ def make_update(model, train: TrainConfig, algo: AlgoConfig, temperature, clip_n
         donate_argnames="state",
         out_shardings=(state_shardings(model, optimizer, mesh), replicated(mesh)),
     )
-
-
-def make_gradients(model, train: TrainConfig, algo: AlgoConfig, temperature, mesh) -> Callable:
-    """`gradients(params, rows, old_logp, ref_logp, used) -> (gradients, metrics)`: the first half of an update, to look at."""
-    loss = make_loss(model, train, algo, temperature)
-
-    def gradients(params, rows: Rows, old_logp, ref_logp, used):
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return accumulate(loss, params, rows, old_logp, ref_logp, used, algo.aggregation)
-
-    return jax.jit(gradients, out_shardings=(parameter_shardings(model, mesh), replicated(mesh)))

@@ -1,9 +1,9 @@
 import json
 
 import pytest
-from tests.data.tiny_hf import SPECIALS, write_tiny_tokenizer
 
 from jaxgrpo.data import DataError, load_tokenizer
+from tests.data.tiny_hf import SPECIALS, write_tiny_tokenizer
 
 MESSAGE = [{"role": "user", "content": "2 + 2 = ?"}]
 

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tests.data.tiny_hf import DEFAULT_SYSTEM, write_tiny_tokenizer
 
 from jaxgrpo.data import DataError, Problem, encode_prompts, load_demonstrations, load_problems
+from tests.data.tiny_hf import DEFAULT_SYSTEM, write_tiny_tokenizer
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the data folder {SHARED} is not here")
@@ -171,9 +171,7 @@ def problem_of(index, text):
 
 def test_prompts_carry_the_template_the_default_system_message_and_the_generation_prompt(tokenizer):
     (prompt,), dropped = encode_prompts([problem_of(0, "π = ?")], tokenizer, max_tokens=400, overlong="error")
-    chatml = (
-        f"<|im_start|>system\n{DEFAULT_SYSTEM}<|im_end|>\n<|im_start|>user\nπ = ?<|im_end|>\n<|im_start|>assistant\n"
-    )
+    chatml = f"<|im_start|>system\n{DEFAULT_SYSTEM}<|im_end|>\n<|im_start|>user\nπ = ?<|im_end|>\n<|im_start|>assistant\n"
     assert dropped == 0 and prompt.tokens.dtype == np.int32 and prompt.tokens.ndim == 1
     assert prompt.tokens.tolist() == tokenizer.backend_tokenizer.encode(chatml).ids
     assert tokenizer.decode(prompt.tokens) == chatml

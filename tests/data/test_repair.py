@@ -70,9 +70,7 @@ def test_the_text_of_a_message_list_is_read_back():
     assert read_message_list(str(messages)) == messages
 
 
-@pytest.mark.parametrize(
-    "text", ["What is [{'content': 1}]?", "[{'content': 'cut", "[{'content': 3, 'role': 'user'}]", ""]
-)
+@pytest.mark.parametrize("text", ["What is [{'content': 1}]?", "[{'content': 'cut", "[{'content': 3, 'role': 'user'}]", ""])
 def test_other_text_is_no_message_list(text):
     assert read_message_list(text) is None
 

@@ -32,9 +32,7 @@ _TEXTS = (
 )
 
 
-def write_tiny_tokenizer(
-    directory, texts: Iterable[str] | None = None, vocab_size: int = 512
-) -> PreTrainedTokenizerFast:
+def write_tiny_tokenizer(directory, texts: Iterable[str] | None = None, vocab_size: int = 512) -> PreTrainedTokenizerFast:
     """Train on the texts (a few built-in ones by default), save so that AutoTokenizer loads it offline, and return it.
 
     The vocabulary may come out smaller than vocab_size on little text: size a model from len(tokenizer).

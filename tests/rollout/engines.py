@@ -37,6 +37,15 @@ def engine_of(model: Qwen2, replicas: int = 1, tensor: int = 1, **changes) -> tu
     return engine, engine.load_params(model.params)
 
 
+_forward = jax.jit(lambda model, tokens_BT: model(tokens_BT))
+
+
+def trainer_logits(model: Qwen2, tokens_T) -> np.ndarray:
+    """Logits [T, V] of the trainer's full forward pass; padded on the right, which causal attention does not see."""
+    tokens_T = np.asarray(tokens_T, np.int32)
+    return np.asarray(_forward(model, np.pad(tokens_T, (0, 64 - len(tokens_T)))[None])[0, : len(tokens_T)])
+
+
 def prompts_of(lengths, vocab: int = VOCAB, seed: int = 0) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
     return [rng.integers(3, vocab, length).astype(np.int32) for length in lengths]

@@ -5,7 +5,7 @@ from collections import Counter
 import jax
 import numpy as np
 import pytest
-from engines import engine_of, prompts_of, requests_of
+from engines import engine_of, prompts_of, requests_of, trainer_logits
 from scipy.stats import chisquare
 
 from jaxgrpo.rollout.scheduler import generate
@@ -31,12 +31,12 @@ def test_first_and_second_tokens_follow_the_softmax(model, temperature):
     pairs = np.array([r.tokens for r in generate(engine, params, requests)[0]])
     vocab = model.config.vocab
 
-    probs_V = np.asarray(jax.nn.softmax(model(prompt[None])[0, -1] / temperature))
+    probs_V = np.asarray(jax.nn.softmax(trainer_logits(model, prompt)[-1] / temperature))
     assert p_value(np.bincount(pairs[:, 0], minlength=vocab), probs_V) > 1e-3
 
     first, _ = Counter(pairs[:, 0].tolist()).most_common(1)[0]
     second = pairs[pairs[:, 0] == first, 1]
-    probs_V = np.asarray(jax.nn.softmax(model(np.append(prompt, first)[None])[0, -1] / temperature))
+    probs_V = np.asarray(jax.nn.softmax(trainer_logits(model, np.append(prompt, first))[-1] / temperature))
     assert p_value(np.bincount(second, minlength=vocab), probs_V) > 1e-3
 
 

@@ -3,13 +3,13 @@
 import jax
 import numpy as np
 import pytest
-from engines import engine_of, prompts_of, requests_of
+from engines import engine_of, prompts_of, requests_of, trainer_logits
 
 from jaxgrpo.rollout.scheduler import generate
 
 
 def trainer_logps(model, prompt, tokens, temperature: float) -> np.ndarray:
-    logits_TV = model(np.concatenate([prompt, tokens])[None])[0]
+    logits_TV = trainer_logits(model, np.concatenate([prompt, tokens]))
     logps_TV = np.asarray(jax.nn.log_softmax(logits_TV / temperature))
     positions = np.arange(len(prompt) - 1, len(prompt) + len(tokens) - 1)
     return logps_TV[positions, tokens]

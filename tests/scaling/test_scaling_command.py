@@ -22,9 +22,7 @@ def ladder(tmp_path):
         for seed in (0, 1):
             k = 0.3 / (1 + 60_000 / n)
             loss = 0.9 * np.arange(1, 25) ** -k * 10 ** rng.normal(0, 0.004, 24)
-            write_run(
-                tmp_path / "runs" / f"n{n}-{seed}", n, [0.9, *loss], seed=seed, extra={"response_length_mean": 5.0}
-            )
+            write_run(tmp_path / "runs" / f"n{n}-{seed}", n, [0.9, *loss], seed=seed, extra={"response_length_mean": 5.0})
     return tmp_path / "runs"
 
 

@@ -32,9 +32,7 @@ def csv_file(tmp_path, *rows):
 def rows_of(n, count=6, **changes):
     lines = []
     for step in range(1, count + 1):
-        values = {"samples": 512 * step, "compute": 1e15 * step, "loss": 0.9 * step**-0.1} | changes.get(
-            f"step{step}", {}
-        )
+        values = {"samples": 512 * step, "compute": 1e15 * step, "loss": 0.9 * step**-0.1} | changes.get(f"step{step}", {})
         lines.append(f"f,{n},{n},{step},{values['samples']},{values['compute']},{values['loss']}")
     return lines
 

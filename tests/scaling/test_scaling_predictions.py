@@ -62,9 +62,7 @@ def test_without_a_bootstrap_or_enough_sizes_there_is_no_interval_and_a_reason()
 def test_intervals_of_new_evaluations_cover_the_rest_of_curves_that_follow_the_law():
     rng = np.random.default_rng(0)
     inside = [
-        heldout.remaining(
-            make_runs(autoregressive(rng, (7, 105), 0.3, 0.006)), "data", 0.5, bootstrap=300
-        ).pooled.coverage
+        heldout.remaining(make_runs(autoregressive(rng, (7, 105), 0.3, 0.006)), "data", 0.5, bootstrap=300).pooled.coverage
         for _ in range(12)
     ]
     assert 0.91 < np.mean(inside) < 0.99

@@ -26,7 +26,7 @@ from tiny_step import (
 from jaxgrpo.config import OptimConfig
 from jaxgrpo.train.rows import Rows
 from jaxgrpo.train.state import init_state, make_optimizer
-from jaxgrpo.train.step import make_gradients, make_score, make_update
+from jaxgrpo.train.step import make_score, make_update
 
 # (devices, rows of a micro-batch): the 12 sequences fill 7 rows, so that every size but 12 makes several micro-batches.
 LAYOUTS = [(1, 1), (1, 2), (1, 5), (1, 12), (8, 4), (8, 12)]
@@ -73,8 +73,8 @@ def optimizer_of(optim):
 
 
 @cache
-def update_program(devices, micro_rows, optim=SGD, clip_norm=UNCLIPPED, algo=ALGO):
-    return make_update(MODEL, TRAIN, algo, TEMPERATURE, clip_norm, optimizer_of(optim), mesh_of(devices))
+def update_program(devices, micro_rows, optim=SGD, clip_norm=UNCLIPPED, algo=ALGO, train=TRAIN):
+    return make_update(MODEL, train, algo, TEMPERATURE, clip_norm, optimizer_of(optim), mesh_of(devices))
 
 
 def fresh_state(devices, optim=SGD):
@@ -87,9 +87,9 @@ def recorded_gradient(state):
 
 
 @cache
-def updated(devices, micro_rows, clip_norm=UNCLIPPED, algo=ALGO):
+def updated(devices, micro_rows, clip_norm=UNCLIPPED, algo=ALGO, train=TRAIN):
     """(parameters after one SGD update, gradient that the optimiser was given, metrics)."""
-    update = update_program(devices, micro_rows, SGD, clip_norm, algo)
+    update = update_program(devices, micro_rows, SGD, clip_norm, algo, train)
     state, metrics = update(fresh_state(devices), *inputs(devices, micro_rows))
     return jax.device_get((state.params, recorded_gradient(state), metrics))
 
@@ -145,8 +145,8 @@ def test_gradients_of_the_mean_over_sequences_equal_those_of_the_plain_loss():
 
 def test_neither_rematerialisation_nor_unrolling_nor_chunks_change_the_gradient():
     train = dataclasses.replace(TRAIN, remat=False, unroll=2, logit_chunk=1024)
-    gradients = make_gradients(MODEL, train, ALGO, TEMPERATURE, mesh_of(1))
-    assert_gradients_equal(gradients(placed(batch()[0], mesh_of(1)), *inputs(1, 12))[0], plain_gradient()[1])
+    _, gradient, _ = updated(1, 12, train=train)
+    assert_gradients_equal(gradient, plain_gradient()[1])
 
 
 def test_clipping_scales_the_gradient_to_exactly_the_given_global_norm():
