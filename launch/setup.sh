@@ -8,6 +8,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-python3}
 VENV=${VENV:-.venv}
 EXTRAS=${EXTRAS:-jetstream,test}
+case $VENV in /*) ;; *) VENV=$PWD/$VENV ;; esac
 
 version=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])') || {
   echo "jaxgrpo needs Python 3.11 or newer; '$PYTHON' does not run. Set PYTHON=/path/to/python3.11." >&2
@@ -32,8 +33,8 @@ if [ "$(cat "$VENV/.installed" 2>/dev/null)" != "$wanted" ]; then
     }
   fi
   "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check uv
-  VIRTUAL_ENV="$PWD/$VENV" "$VENV/bin/uv" pip install --quiet --constraint "$constraints" --editable ".[$EXTRAS]"
+  VIRTUAL_ENV="$VENV" "$VENV/bin/uv" pip install --quiet --constraint "$constraints" --editable ".[$EXTRAS]"
   echo "$wanted" > "$VENV/.installed"
   echo "installed jaxgrpo and its dependencies into $VENV in $((SECONDS - started)) s"
 fi
-export PATH="$PWD/$VENV/bin:$PATH"
+export PATH="$VENV/bin:$PATH"
