@@ -26,7 +26,8 @@ class Checkpoints:
     """The `checkpoints/` folder of a run."""
 
     def __init__(self, directory: Path, config: CheckpointConfig):
-        logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails is raised below; Orbax would log it as well
+        for library in ("absl", "asyncio"):  # what fails is raised below; they would print it many times as well
+            logging.getLogger(library).setLevel(logging.CRITICAL)
         self.directory = directory.absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=config.keep, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(self.directory, options=options)

@@ -55,7 +55,7 @@ def train(config: Config) -> None:
             run.check_same(job.config, stored)
         run.write_config(job.config)
         write_companions(run.path / "model", job.source, job.tokenizer)
-        _Trainer(job, run, compilations).run_all()
+        Trainer(job, run, compilations).run_all()
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class _Work:
         return (self.prompt_P[:, None] + self.response_PG).reshape(-1)
 
 
-class _Trainer:
+class Trainer:
     def __init__(self, job: Job, run: RunDirectory, compilations: CompilationCounter):
         self.job, self.config, self.run, self.compilations = job, job.config, run, compilations
         self.progress = Progress(job, run)

@@ -15,9 +15,9 @@ def die() -> None:
 
 def watch_steps() -> list[int]:
     """A list that the run appends each step's number to; at the fatal step it first lets the pending checkpoint commit."""
-    from jaxgrpo.train.loop import _Trainer
+    from jaxgrpo.train.loop import Trainer
 
-    train_step, current = _Trainer.step, []
+    train_step, current = Trainer.step, []
 
     def step_and_tell(self, state, number):
         current.append(number)
@@ -25,7 +25,7 @@ def watch_steps() -> list[int]:
             self.checkpoints.wait()
         return train_step(self, state, number)
 
-    _Trainer.step = step_and_tell
+    Trainer.step = step_and_tell
     return current
 
 

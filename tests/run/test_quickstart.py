@@ -35,7 +35,7 @@ def test_the_quickstart_learns_arithmetic_by_reinforcement_alone(env, tmp_path):
 def test_no_problem_of_the_quickstart_is_held_out():
     heldout = {problem.messages[0]["content"] for problem in heldout_problems()}
     assert len(heldout) == 512
-    for seed in range(5):
+    for seed in (0, 1):
         trained = {problem.messages[0]["content"] for problem in training_problems(seed, 0, 60 * 64)}
         warmed = {problem.messages[0]["content"] for problem, _ in warmup_examples(seed, 0, 1620 * 128, 0.0)}
         assert not heldout & (trained | warmed)

@@ -1,0 +1,92 @@
+"""Every command that the README shows is run here, on stand-ins for what needs a hub: tiny weights, a short run."""
+
+import re
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from jaxgrpo.cli import main
+from tests.data.tiny_hf import write_tiny_tokenizer
+from tests.model.tiny_hf_model import write_tiny_model
+from tests.run.commands import CONFIG, ROOT, SHORT, environment, jaxgrpo
+
+README = (ROOT / "README.md").read_text()
+LINES = [line.strip().split("#")[0].strip() for line in README.splitlines() if line.startswith("    ")]
+COMMANDS = [line for line in LINES if line.startswith("jaxgrpo ")]
+
+
+def commands(name: str) -> list[list[str]]:
+    return [shlex.split(line)[1:] for line in COMMANDS if shlex.split(line)[1] == name]
+
+
+def test_every_line_of_code_in_the_readme_is_known_to_these_tests():
+    known = ("jaxgrpo train ", "jaxgrpo export ", "jaxgrpo convert ", "jaxgrpo fit", "python -m scaling", "bash launch/")
+    assert len(COMMANDS) >= 8
+    for line in LINES:
+        assert line.startswith((*known, "from jaxgrpo", "import scaling")), line
+
+
+@pytest.mark.parametrize("arguments", commands("train"), ids=" ".join)
+def test_the_train_commands_resolve(arguments, capsys, tmp_path):
+    arguments = arguments if "--dry-run" in arguments else [*arguments, "--dry-run"]
+    assert main([*arguments, f"run_dir={tmp_path}"]) == 0
+    assert "bytes per device" in capsys.readouterr().out
+
+
+def test_the_imports_work():
+    code = "\n".join(line for line in LINES if line.startswith(("from ", "import ")))
+    assert code.count("import") == 4
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_convert_train_and_export_are_a_circle(tmp_path):
+    """HF -> converted -> a run -> HF; and what was only converted comes back bit for bit."""
+    env = environment(tmp_path / "xla", devices=2)
+    hf = tmp_path / "hf"
+    tokenizer = write_tiny_tokenizer(hf)
+    write_tiny_model(hf, vocab=512, layers=2, heads=4, head_dim=16, stop_ids=(tokenizer.eos_token_id,))
+    assert {len(arguments) for arguments in commands("convert") + commands("export")} == {3}
+    assert jaxgrpo("convert", str(hf), str(tmp_path / "converted"), env=env).returncode == 0
+    assert jaxgrpo("export", str(tmp_path / "converted"), str(tmp_path / "back"), env=env).returncode == 0
+    for name in ("config.json", "generation_config.json", "tokenizer.json"):
+        assert (tmp_path / "back" / name).read_bytes() == (hf / name).read_bytes(), name
+    original, back = (load_file(folder / "model.safetensors") for folder in (hf, tmp_path / "back"))
+    assert original.keys() == back.keys()
+    for name, tensor in original.items():
+        np.testing.assert_array_equal(back[name], tensor, err_msg=name)
+    run = tmp_path / "run"
+    # A random model earns no reward, so that its two updates of lr 1e-3 only shrink every weight by the decay.
+    sizes = ("data.max_prompt_tokens=64", "warmup.steps=0", "train.steps=1", "eval.every=0")
+    decay = ("optim.lr=1e-3", "optim.warmup_updates=0", "optim.weight_decay=1.0", "algo.kl_coef=0")
+    done = jaxgrpo("train", CONFIG, *SHORT, *sizes, *decay, f"model={tmp_path / 'converted'}", f"run_dir={run}", env=env)
+    assert done.returncode == 0, done.stderr
+    exported = jaxgrpo("export", str(run / "checkpoints" / "1"), str(tmp_path / "trained"), env=env)
+    assert exported.returncode == 0, exported.stderr
+    assert (tmp_path / "trained" / "tokenizer.json").exists()
+    trained = load_file(tmp_path / "trained" / "model.safetensors")
+    assert trained.keys() == original.keys()
+    for name, tensor in original.items():
+        np.testing.assert_allclose(trained[name], tensor * (1 - 1e-3) ** 2, rtol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("arguments", commands("fit"), ids=" ".join)
+def test_the_fit_commands_are_understood(arguments, tmp_path, monkeypatch):
+    given = [argument for argument in arguments[1:] if argument.startswith("--")]
+    usage = subprocess.run([sys.executable, "-m", "scaling", "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for option in given:
+        assert re.search(rf"{option}\b", usage.stdout), option
+
+
+def test_fit_without_arguments_prints_the_published_table(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxgrpo.cli", "fit", "--bootstrap", "50", "--out", str(tmp_path / "law")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "K_max" in done.stdout
