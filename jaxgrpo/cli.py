@@ -124,6 +124,7 @@ def _start_jax(config) -> None:
 
         mesh = load_config(str(stored)).mesh
     prepare_cpu_devices(math.prod((mesh.data, mesh.fsdp, mesh.tensor)))
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would advise to install torch
     import jax
 
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "jaxgrpo" / "xla"))

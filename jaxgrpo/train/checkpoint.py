@@ -17,6 +17,9 @@ from jaxgrpo.config import CheckpointConfig
 from jaxgrpo.errors import UserError
 from jaxgrpo.train.state import TrainState
 
+for library in ("absl", "asyncio"):  # Orbax's: what fails is raised here, they would print it many times as well
+    logging.getLogger(library).setLevel(logging.CRITICAL)
+
 
 class CheckpointError(UserError):
     """A checkpoint that could not be written or read; the message gives path, cause and remedy."""
@@ -26,8 +29,6 @@ class Checkpoints:
     """The `checkpoints/` folder of a run."""
 
     def __init__(self, directory: Path, config: CheckpointConfig):
-        for library in ("absl", "asyncio"):  # what fails is raised below; they would print it many times as well
-            logging.getLogger(library).setLevel(logging.CRITICAL)
         self.directory = directory.absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=config.keep, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(self.directory, options=options)

@@ -47,7 +47,7 @@ def _pass1_panel(axis, tested: list[dict], trained: list[dict]) -> None:
         low, high = np.transpose([wilson_interval(p * r["test_n"], r["test_n"]) for p, r in zip(score, tested, strict=True)])
         axis.fill_between(steps, low, high, color=BLUE, alpha=0.2, lw=0)
         axis.plot(steps, score, color=BLUE, marker="o", ms=3, lw=1.6)
-        axis.annotate(f"{score[0]:.2f}", (steps[0], score[0]), xytext=(4, 8), textcoords="offset points", color=BLUE)
+        axis.annotate(f"{score[0]:.2f}", (steps[0], score[0]), xytext=(6, -14), textcoords="offset points", color=BLUE)
         axis.annotate(f"{score[-1]:.2f}", (steps[-1], score[-1]), xytext=(-22, -14), textcoords="offset points", color=BLUE)
     axis.plot([], [], color=BLUE, marker="o", ms=3, label="held-out Pass@1, 95 % interval")
     axis.plot([], [], color=ORANGE, label="training reward")

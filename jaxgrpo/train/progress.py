@@ -1,5 +1,7 @@
 """What a person sees of a run: a header, a live line (step, reward, Pass@1, tokens/s, time left), a closing table."""
 
+import os
+import shutil
 import time
 
 from rich.console import Console
@@ -93,8 +95,13 @@ class Progress:
         self.say(f"curve     {self.run.plots / 'learning_curve.png'}")
         self.say(f"metrics   {self.run.metrics.path}")
         self.say("next")
-        self.say(f"  jaxgrpo export {run} {run}/hf                # Hugging Face weights")
-        self.say(f"  jaxgrpo train {run}/config.yaml train.steps={2 * self.job.config.train.steps}   # go on for longer")
+        jaxgrpo = os.path.relpath(shutil.which("jaxgrpo") or "jaxgrpo")  # .venv/bin/jaxgrpo where nobody activated it
+        for command, what in (
+            (f"train {run}/config.yaml train.steps={2 * self.job.config.train.steps}", "go on for longer"),
+            (f"export {run} {run}/hf", "the model as a Hugging Face directory"),
+            ("train configs/qwen2.5-0.5b.yaml --dry-run", "what a real model would take"),
+        ):
+            self.say(f"  {jaxgrpo} {command:<60} # {what}")
 
 
 def _duration(seconds: float) -> str:

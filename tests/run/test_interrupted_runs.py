@@ -22,6 +22,11 @@ def assert_same_run(run_dir: Path, whole: Path) -> None:
     assert eval_files(run_dir) == eval_files(whole)
 
 
+def compilation_counts(run_dir: Path) -> list[int]:
+    """The cumulative count of every step, evaluations included."""
+    return [json.loads(line)["compilations"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
 @pytest.mark.parametrize(("phase", "step"), [("rollout", 4), ("update", 4), ("save", 4)])
 def test_a_run_killed_anywhere_resumes_to_the_very_same_result(phase, step, env, whole_run, tmp_path):
     run_dir = tmp_path / "run"
@@ -44,6 +49,8 @@ def test_a_run_killed_anywhere_resumes_to_the_very_same_result(phase, step, env,
     assert resumed.returncode == 0, resumed.stderr
     assert "going on after step 2" in resumed.stdout
     assert_same_run(run_dir, whole_run)
+    compilations = compilation_counts(run_dir)
+    assert compilations[5] == compilations[6], "a resumed process has compiled everything after its second step"
 
 
 def test_lines_torn_by_a_kill_and_lines_after_the_checkpoint_are_cut(env, whole_run, tmp_path):
@@ -59,7 +66,7 @@ def test_lines_torn_by_a_kill_and_lines_after_the_checkpoint_are_cut(env, whole_
 
 
 def test_nothing_compiles_after_the_second_step_of_a_process(env, whole_run, tmp_path):
-    counts = [json.loads(line)["compilations"] for line in (whole_run / "metrics.jsonl").read_text().splitlines()]
+    counts = compilation_counts(whole_run)
     assert counts[2] > 0
     assert len(set(counts[2:])) == 1, counts
 
