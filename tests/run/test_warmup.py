@@ -35,16 +35,16 @@ def test_a_users_own_demonstrations_make_the_start(env, tmp_path):
         "data.max_prompt_tokens=64",
         "rollout.max_new_tokens=16",
         f"warmup.demonstrations={demonstrations}",
-        "warmup.steps=60",
+        "warmup.steps=30",
         "warmup.batch=16",
-        "warmup.check_every=30",
+        "warmup.check_every=1",
         "train.steps=1",
     ]
     done = jaxgrpo("train", CONFIG, *SHORT, *arguments, f"run_dir={tmp_path / 'run'}", "warmup.stop_pass1=0", env=env)
     assert done.returncode == 0, done.stderr
     losses = [float(value) for value in re.findall(r"warm-up .* loss ([\d.]+)", done.stdout)]
-    assert len(losses) == 2
-    assert losses[1] < losses[0] < 6.3, "a uniform guess over 512 tokens costs 6.24 nats"
+    assert len(losses) == 30
+    assert losses[0] > 2 > 0.1 > losses[-1]
     first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
     assert first["test_loss"] <= 0.5
     without = [a for a in arguments if not a.startswith("warmup.demonstrations")]
