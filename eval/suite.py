@@ -107,7 +107,7 @@ def write_outcomes(path: Path, results: list[Outcome]) -> None:
     """One JSON line per outcome; the file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    with open(temporary, "w") as file:
+    with open(temporary, "w", encoding="utf-8") as file:
         file.writelines(json.dumps(outcome.record(), ensure_ascii=False) + "\n" for outcome in results)
         file.flush()
         os.fsync(file.fileno())

@@ -89,6 +89,7 @@ def _train(arguments) -> int:
 
 def _convert(arguments) -> int:
     def run():
+        os.environ["JAX_PLATFORMS"] = "cpu"  # the whole model passes through: the host's memory is the larger one
         from jaxgrpo.train.conversion import convert
 
         print(f"converted {arguments.hf_dir} to {convert(arguments.hf_dir, arguments.out_dir)}")
@@ -98,6 +99,7 @@ def _convert(arguments) -> int:
 
 def _export(arguments) -> int:
     def run():
+        os.environ["JAX_PLATFORMS"] = "cpu"
         from jaxgrpo.train.conversion import export
 
         print(f"exported {arguments.checkpoint} to {export(arguments.checkpoint, arguments.out_dir, arguments.dtype)}")

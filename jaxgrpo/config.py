@@ -6,6 +6,7 @@ or "" whose comment says "auto" is worked out at the start and written into the 
 
 import dataclasses
 import difflib
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -41,7 +42,7 @@ class RolloutConfig:
     temperature: float = 1.0
     max_new_tokens: int = 4096
     slots: int = 0  # auto: sequences decoded at once, as many as the cache budget holds
-    cache_gib: float = 0.0  # auto: KV cache budget per device, a share of what is free
+    cache_gib: float = 0.0  # auto: KV cache budget per device, from the memory that weights and state leave
     chunk: int = 0  # auto: tokens decoded per dispatch
     prefill_tokens: int = 0  # auto: prompt tokens prefilled per dispatch
     tensor: int = 0  # auto: devices that share one replica of the sampler
@@ -75,7 +76,7 @@ class OptimConfig:
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
-    weight_decay: float = 0.1
+    weight_decay: float = 0.1  # of adamw
     clip_norm: float = 1.0
 
 
@@ -151,6 +152,7 @@ EXECUTION_KEYS = {
     "train.micro_rows",
     "train.unroll",
     "train.remat",
+    "train.logit_chunk",
     "rollout.slots",
     "rollout.cache_gib",
     "rollout.chunk",
@@ -175,7 +177,7 @@ def load_config(path: str | None, overrides: list[str] = ()) -> Config:
     layers = []
     if path is not None:
         try:
-            layers.append((path, yaml.safe_load(Path(path).read_text()) or {}))
+            layers.append((path, yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}))
         except FileNotFoundError:
             raise ConfigError(f"config file {path} does not exist.") from None
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -279,6 +281,11 @@ _AT_LEAST = {
 def check_config(config: Config) -> None:
     """Raise ConfigError for values out of range and sizes that do not divide."""
     flat = flatten(config)
+    for key, value in flat.items():
+        if isinstance(value, float) and not math.isfinite(value) and key != "optim.clip_norm":
+            raise ConfigError(f"{key}={value} is not a finite number.")
+    if "://" in config.run_dir:
+        raise ConfigError(f"run_dir={config.run_dir} is not a local path; runs are kept on local disks.")
     for least, keys in _AT_LEAST.items():
         for key in keys.split():
             if not flat[key] >= least:
@@ -286,9 +293,12 @@ def check_config(config: Config) -> None:
     for key in ("rollout.temperature", "optim.clip_norm", "reward.cpu_seconds", "reward.wall_seconds", "optim.eps"):
         if not flat[key] > 0:
             raise ConfigError(f"{key}={flat[key]} must be greater than 0.")
-    for key in ("warmup.corruption", "warmup.stop_pass1", "optim.beta1", "optim.beta2"):
+    for key in ("warmup.corruption", "warmup.stop_pass1"):
         if not 0 <= flat[key] <= 1:
             raise ConfigError(f"{key}={flat[key]} must lie between 0 and 1.")
+    for key in ("optim.beta1", "optim.beta2"):
+        if not 0 <= flat[key] < 1:
+            raise ConfigError(f"{key}={flat[key]} must be at least 0 and below 1.")
     prompts, minibatch = config.data.prompts_per_step, config.train.minibatch_prompts
     if prompts % minibatch:
         divisors = [d for d in range(1, prompts + 1) if prompts % d == 0]
@@ -305,6 +315,8 @@ def check_config(config: Config) -> None:
         )
     if config.warmup.corrupt_steps and not config.warmup.steps:
         raise ConfigError("warmup.corrupt_steps is set but warmup.steps is 0: there is no warm-up to follow.")
+    if config.warmup.corrupt_steps and config.warmup.demonstrations:
+        raise ConfigError("warmup.corrupt_steps belongs to the built-in task: set it to 0 with demonstrations of your own.")
 
 
 def differences(mine: Config, stored: Config) -> list[str]:

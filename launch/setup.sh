@@ -25,6 +25,9 @@ constraints=launch/constraints-$version.txt
 wanted=$(cat pyproject.toml "$constraints" launch/setup.sh | cksum; echo "$EXTRAS")
 if [ "$(cat "$VENV/.installed" 2>/dev/null)" != "$wanted" ]; then
   started=$SECONDS
+  if [ -x "$VENV/bin/python" ] && [ "$("$VENV/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')" != "$version" ]; then
+    rm -rf "$VENV" # made by another interpreter
+  fi
   if [ ! -x "$VENV/bin/python" ]; then
     "$PYTHON" -m venv "$VENV" || {
       rm -rf "$VENV"

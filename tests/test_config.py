@@ -118,7 +118,7 @@ def test_overrides_beat_the_file_and_later_ones_beat_earlier_ones(tmp_path):
         ("optim.lr=1", "optim.lr", 1.0),
         ("data.train=", "data.train", ""),
         ("data.train=a=b.jsonl", "data.train", "a=b.jsonl"),
-        ("run_dir=gs://bucket/run", "run_dir", "gs://bucket/run"),
+        ("run_dir=runs/a:b", "run_dir", "runs/a:b"),
         ("run_dir=123", "run_dir", "123"),
         ("reward.shuffle=true", "reward.shuffle", True),
     ],
@@ -284,3 +284,23 @@ def test_every_other_key_makes_a_difference_that_names_both_values(key):
     other = replace(Config(), {key: another_value(key)})
     said = f"{key}: {another_value(key)} here, {KEYS[key]} in the run directory"
     assert differences(other, Config()) == [said]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("run_dir=gs://bucket/run", "not a local path"),
+        ("optim.beta1=1", "below 1"),
+        ("optim.lr=.inf", "not a finite number"),
+        ("rollout.cache_gib=.nan", "not a finite number"),
+    ],
+)
+def test_values_that_would_break_a_run_later_are_refused_at_once(override, words):
+    with pytest.raises(ConfigError, match=words):
+        load_config(None, [override])
+
+
+def test_a_spoiled_warm_up_is_for_the_built_in_task_only():
+    overrides = ["warmup.steps=5", "warmup.corrupt_steps=5", "warmup.demonstrations=mine.jsonl"]
+    with pytest.raises(ConfigError, match="belongs to the built-in task"):
+        load_config(None, overrides)

@@ -51,8 +51,8 @@ def policy_loss(
     policy = weighted(token_loss_BT)
     divergence = jnp.zeros(())
     if ref_logp_BT is not None:
-        difference_free = jnp.where(inside, logp_BT, 0.0), jnp.where(inside, ref_logp_BT, 0.0)
-        divergence = weighted(token_kl(*difference_free, kl))
+        masked = jnp.where(inside, logp_BT, 0.0), jnp.where(inside, ref_logp_BT, 0.0)
+        divergence = weighted(token_kl(*masked, kl))
     metrics = {
         "policy_loss": policy,
         "kl": divergence,

@@ -1,6 +1,5 @@
 """The architecture numbers of a Qwen2.5 model, read from a Hugging Face `config.json`."""
 
-import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +99,7 @@ def hf_config_dict(config: ModelConfig, base: dict | None = None) -> dict:
 def read_json(path: Path) -> dict:
     """Parse a JSON object from `path`; ModelError when it is missing or is not JSON."""
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(f"{path} does not exist; a model directory needs it.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -108,8 +107,3 @@ def read_json(path: Path) -> dict:
     if not isinstance(value, dict):
         raise ModelError(f"{path} holds a JSON {type(value).__name__}, not an object.")
     return value
-
-
-def sizes_text(config: ModelConfig) -> str:
-    """One line for logs: `layers=2 embed=64 ...`."""
-    return " ".join(f"{key}={value}" for key, value in dataclasses.asdict(config).items())

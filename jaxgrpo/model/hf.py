@@ -222,7 +222,7 @@ def _write_config(hf_config: dict, directory: Path, dtype: np.dtype) -> None:
     for key in ("torch_dtype", "dtype"):
         if key in hf_config:
             hf_config = hf_config | {key: dtype.name}
-    (directory / "config.json").write_text(json.dumps(hf_config, indent=2, ensure_ascii=False) + "\n")
+    (directory / "config.json").write_text(json.dumps(hf_config, indent=2) + "\n")
 
 
 def _pending_tensors(params: dict, config: ModelConfig, dtype: np.dtype) -> Iterator[PendingTensor]:

@@ -38,12 +38,13 @@ def mesh_shape(data: int, fsdp: int, tensor: int, devices: int) -> tuple[int, in
     return data, fsdp, tensor
 
 
-def rollout_tensor_size(heads: int, devices: int, weight_bytes: int, device_bytes: int | None) -> int:
-    """The smallest divisor of the query heads and of the devices at which the weights take at most half of a device."""
-    if device_bytes is None:
+def rollout_tensor_size(heads: int, devices: int, weight_bytes: int, free_bytes: int | None) -> int:
+    """The smallest divisor of the query heads and of the devices at which the weights take at most half of
+    what is free on a device."""
+    if free_bytes is None:
         return 1
     for size in range(1, devices + 1):
-        if heads % size == 0 and devices % size == 0 and weight_bytes / size <= 0.5 * device_bytes:
+        if heads % size == 0 and devices % size == 0 and weight_bytes / size <= 0.5 * free_bytes:
             return size
     return max(size for size in range(1, devices + 1) if heads % size == 0 and devices % size == 0)
 

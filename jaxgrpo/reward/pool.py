@@ -1,5 +1,6 @@
 """Grading in processes that can be killed, while the caller does something else."""
 
+import contextlib
 import json
 import os
 import selectors
@@ -62,6 +63,7 @@ class GraderPool:
         self._closed = False
         self._thread: threading.Thread | None = None
         self._wake_read, self._wake_write = socket.socketpair()
+        self._wake_write.setblocking(False)
 
     def __enter__(self) -> "GraderPool":
         return self
@@ -95,7 +97,7 @@ class GraderPool:
                 return
             self._closed = True
         if self._thread:
-            self._wake_write.send(b"x")
+            self._wake()
             self._thread.join()
         self._wake_read.close()
         self._wake_write.close()
@@ -110,14 +112,20 @@ class GraderPool:
         with self._changed:
             if self._closed:
                 raise RuntimeError("the grader pool is closed")
+            if self._failure:
+                raise RuntimeError(f"grading stopped: {self._failure}") from self._failure
             self._incoming.extend(remote)
             if remote and not self._thread:
                 self._dispatcher = _Dispatcher(self, self._count, *self._limits)
                 self._thread = threading.Thread(target=self._dispatch, name="graders", daemon=True)
                 self._thread.start()
         if remote:
-            self._wake_write.send(b"x")
+            self._wake()
         return tasks
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # as many bytes as fit are unread: the dispatcher wakes anyway
+            self._wake_write.send(b"x")
 
     def _dispatch(self) -> None:
         try:

@@ -145,7 +145,7 @@ class _Rollout:
             raise NonFiniteError(
                 f"request {response.request}, sample {response.sample}: the log-probability of one of its tokens "
                 f"{len(response.tokens)} to {len(response.tokens) + len(logps) - 1} is not finite, so the model's weights or "
-                "activations are not. Go back to a sound checkpoint or lower the learning rate."
+                "activations are not. Start a new run_dir from a sound checkpoint (jaxgrpo export) with a lower learning rate."
             )
         response.tokens.extend(tokens.tolist())
         response.logps.extend(logps)

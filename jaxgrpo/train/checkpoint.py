@@ -68,13 +68,8 @@ class Checkpoints:
             opt_state=ocp.args.StandardRestore(target.opt_state),
             meta=ocp.args.JsonRestore(),
         )
-        try:
+        with _readable(self.directory / str(step), "delete that folder to go on from the one before"):
             restored = self._manager.restore(step, args=args)
-        except (ValueError, KeyError, OSError) as error:
-            raise CheckpointError(
-                f"checkpoint {self.directory / str(step)} cannot be read ({_brief(error)}): "
-                f"delete that folder to go on from the one before."
-            ) from error
         return TrainState(restored.params, restored.opt_state), restored.meta
 
     def close(self) -> None:
@@ -89,15 +84,15 @@ def save_params(directory: Path, params: dict) -> None:
         checkpointer.save(directory.absolute(), params)
 
 
-def load_params(directory: Path, target: dict) -> dict:
+def load_params(directory: Path, target: dict, remedy: str) -> dict:
     """Read what `save_params` wrote, laid out as `target` (ShapeDtypeStructs with shardings)."""
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _readable(directory, remedy), ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore(directory.absolute(), target)
 
 
 def load_params_anywhere(directory: Path) -> dict[str, jax.Array]:
     """What `save_params` wrote, on the default device, whatever mesh it was saved from."""
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _readable(directory, "give another checkpoint"), ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore(directory.absolute(), _on_default_device(checkpointer.metadata(directory.absolute())))
 
 
@@ -110,7 +105,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, jax.Array], dict]:
             break
     if not (path / "params").is_dir():
         raise CheckpointError(f"{path} holds no checkpoint: give a run directory, its checkpoints/ folder, or one step of it.")
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler("meta")) as checkpointer:
+    with _readable(path, "give another step"), ocp.Checkpointer(ocp.CompositeCheckpointHandler("meta")) as checkpointer:
         meta = checkpointer.restore(path.absolute(), args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
     return load_params_anywhere(path / "params"), meta
 
@@ -131,6 +126,15 @@ def _explained(what: str):
             f"{what} could not be saved ({_brief(error)}): make room or mend permissions, then run the same command again; it "
             f"goes on from the last complete checkpoint."
         ) from error
+
+
+@contextmanager
+def _readable(path: Path, remedy: str):
+    """Turns whatever a damaged checkpoint raises into one message with the remedy."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{path} cannot be read, it may be damaged ({_brief(error)}): {remedy}.") from error
 
 
 _SYSTEM_ERRORS = re.compile(

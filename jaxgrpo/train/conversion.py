@@ -64,7 +64,7 @@ def export(path: str, out_dir: str, dtype: str | None = None) -> Path:
 
 def load_converted(source: ModelSource, target: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
     """The parameters of a converted directory, laid out and cast as `target`."""
-    return checkpoint.load_params(source.path / PARAMS, target)
+    return checkpoint.load_params(source.path / PARAMS, target, "convert the model again")
 
 
 def stored_dtype(hf_config: dict) -> str:
@@ -80,6 +80,8 @@ def write_companions(directory: Path, source: ModelSource, tokenizer) -> None:
         for pattern in COMPANIONS:
             for file in sorted(source.path.glob(pattern)):
                 shutil.copyfile(file, directory / file.name)
+        if tokenizer is not None and str(tokenizer.name_or_path) != str(source.path):
+            tokenizer.save_pretrained(directory)  # a tokenizer of the run's own choice
         return
     if tokenizer is None:
         raise ModelError(f"model {source.name} has random weights and no tokenizer: there is nothing to convert.")

@@ -1,8 +1,11 @@
 """Which prompts a training step sees: the built-in task's endless stream, or a file in curriculum or shuffled order."""
 
+from pathlib import Path
+
 from jaxgrpo.config import Config, ConfigError
 from jaxgrpo.data import (
     DATA_SOURCE,
+    DataError,
     EncodedPrompt,
     Problem,
     PromptOrder,
@@ -47,6 +50,18 @@ class TrainingPrompts:
         if self._order is None:
             return _encode(training_problems(self.config.seed, step * count, count), self.config, self.tokenizer)[0]
         return [self._prompts[position] for position in self._order.batch_positions(step)]
+
+
+def check_local_files(config: Config) -> None:
+    """DataError when a data file is not there: known before gigabytes of weights are fetched."""
+    files = {
+        "data.train": config.data.train,
+        "data.test": config.data.test,
+        "warmup.demonstrations": config.warmup.demonstrations,
+    }
+    for key, path in files.items():
+        if path.endswith((".parquet", ".jsonl")) and ":" not in path and not Path(path).exists():
+            raise DataError(f"{key}={path}: there is no such file; fetch it, or set {key} to the one you have.")
 
 
 def heldout_prompts(config: Config, tokenizer) -> tuple[list[EncodedPrompt], int]:

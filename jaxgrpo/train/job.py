@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from jaxgrpo.reward import GraderPool
 from jaxgrpo.rollout.engine import Engine, EngineSettings
 from jaxgrpo.train.accounting import FlopCounter, peak_flops
 from jaxgrpo.train.conversion import is_converted, load_converted
-from jaxgrpo.train.dataset import TrainingPrompts, heldout_prompts
+from jaxgrpo.train.dataset import TrainingPrompts, check_local_files, heldout_prompts
 from jaxgrpo.train.rows import Rows, Sequence, pack
 from jaxgrpo.train.sizes import device_memory, resolve_sizes
 from jaxgrpo.train.state import TrainState, abstract_state, init_state, make_optimizer, parameter_shardings
@@ -49,6 +50,12 @@ class Job:
     def model(self):
         return self.source.config
 
+    @property
+    def turn_end(self) -> int:
+        """The token that ends a demonstrated response: the chat template's own where it is a stop token."""
+        own = self.tokenizer.eos_token_id
+        return own if own in self.stop_ids else self.stop_ids[0]
+
     @cached_property
     def optimizer(self):
         return make_optimizer(self.config.optim)
@@ -74,13 +81,12 @@ class Job:
     def identity(self) -> dict:
         """The keys of every metrics line that say which model this is."""
         counts = count_parameters(self.model)
-        nominal = re.search(r"(\d+(?:\.\d+)?)[bB](?![a-z])", self.source.name)
         return {
             "model_family": model_family(self.source.name),
             "n_params": counts["total"],
             "n_params_non_embedding": counts["non_embedding"],
             "n_params_total": counts["total"],
-            "n_nominal": int(float(nominal[1]) * 1e9) if nominal else counts["total"],
+            "n_nominal": nominal_size(self.source.name, counts["total"]),
         }
 
     def initial_params(self) -> dict[str, jax.Array]:
@@ -144,7 +150,17 @@ def model_family(name: str) -> str:
     """`qwen2.5-base`, `qwen2.5-instruct`, or `qwen2.5-miniature` for random weights: what curves are grouped by."""
     if name.startswith("random:"):
         return "qwen2.5-miniature"
-    return "qwen2.5-instruct" if "instruct" in name.lower() else "qwen2.5-base"
+    return "qwen2.5-instruct" if "instruct" in Path(name).name.lower() else "qwen2.5-base"
+
+
+def nominal_size(name: str, count: int) -> int:
+    """The size in the model's own name (the last part of its path), `Qwen2.5-0.5B` -> 500,000,000; else the exact count.
+
+    A figure that is not near the exact count is something else, such as the digits of a revision.
+    """
+    match = re.search(r"(?:^|[-_.])(\d+(?:\.\d+)?)[bB](?:$|[-_.])", Path(name).name)
+    size = int(float(match[1]) * 1e9) if match else count
+    return size if 0.5 * count <= size <= 1.5 * count else count
 
 
 def tokenizer_name(config: Config, source: ModelSource) -> str:
@@ -160,6 +176,7 @@ def tokenizer_name(config: Config, source: ModelSource) -> str:
 
 def prepare(config: Config) -> Job:
     """Resolve every automatic value, load data and tokenizer, lay out meshes, start graders. Nothing is compiled yet."""
+    check_local_files(config)
     source = resolve_model(config.model, need_weights=not is_converted(config.model))
     name = tokenizer_name(config, source)
     tokenizer = load_tokenizer(name)
@@ -168,8 +185,12 @@ def prepare(config: Config) -> Job:
             f"the tokenizer {name} has {len(tokenizer)} tokens, the model {config.model} a vocabulary of "
             f"{source.config.vocab}: set data.tokenizer to the model's own."
         )
+    if config.warmup.steps and not config.warmup.demonstrations and config.data.train != DATA_SOURCE:
+        raise ConfigError("warmup.steps is set without warmup.demonstrations: name a file with prompt and response.")
     stop_ids = source.stop_ids if source.path is not None else ()
     stop_ids = stop_ids or ((tokenizer.eos_token_id,) if tokenizer.eos_token_id is not None else ())
+    if config.warmup.steps and not stop_ids:
+        raise ConfigError(f"model={config.model} names no end-of-sequence token, which demonstrations need.")
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     prompts = TrainingPrompts(config, tokenizer)
     heldout, dropped = heldout_prompts(config, tokenizer)

@@ -14,8 +14,7 @@ import numpy as np
 
 from eval.suite import Graded, pass_at_1, write_outcomes
 from jaxgrpo.algo import group_advantages
-from jaxgrpo.config import Config, ConfigError
-from jaxgrpo.data import DATA_SOURCE
+from jaxgrpo.config import Config
 from jaxgrpo.train.checkpoint import Checkpoints, load_params, save_params
 from jaxgrpo.train.conversion import write_companions
 from jaxgrpo.train.job import SUITE, Job, prepare
@@ -36,7 +35,7 @@ class Totals:
     samples: int = 0
     tokens: int = 0
     compute_flops: float = 0.0  # 6 N tokens, as the paper counts
-    compute_flops_total: float = 0.0  # generation, scoring, update and recomputation
+    compute_flops_total: float = 0.0  # generation, scoring, update and recomputation; not warm-up and evaluation
     skipped_updates: int = 0
     grader_errors: int = 0
 
@@ -49,10 +48,9 @@ def train(config: Config) -> None:
     stored = run.stored_config()
     if stored is not None:
         config = adopt(config, stored, len(jax.devices()))
+        run.check_same(config, stored)
     job = prepare(config)
     with job.pool:
-        if stored is not None:
-            run.check_same(job.config, stored)
         run.write_config(job.config)
         write_companions(run.path / "model", job.source, job.tokenizer)
         Trainer(job, run, compilations).run_all()
@@ -92,6 +90,7 @@ class Trainer:
             with self.timed("save_s"):
                 self.checkpoints.wait()
         finally:
+            self.progress.stop()
             self.checkpoints.close()
         draw_learning_curve(self.run.metrics.read(), self.run.plots / "learning_curve.png", title=self.config.model)
         self.progress.end(self.run.metrics.read())
@@ -118,12 +117,8 @@ class Trainer:
             return self.job.initial_params()
         if not self.run.warm_start.exists():
             job = self.job
-            if not self.config.warmup.demonstrations and self.config.data.train != DATA_SOURCE:
-                raise ConfigError("warmup.steps is set without warmup.demonstrations: name a file with prompt and response.")
-            if not job.stop_ids:
-                raise ConfigError(f"model={self.config.model} names no end-of-sequence token, which demonstrations need.")
             encode = make_encoder(
-                job.tokenizer, job.stop_ids[0], self.config.data.max_prompt_tokens, self.config.rollout.max_new_tokens
+                job.tokenizer, job.turn_end, self.config.data.max_prompt_tokens, self.config.rollout.max_new_tokens
             )
             params = warm_up(
                 job.initial_params(),
@@ -136,11 +131,12 @@ class Trainer:
                 report=self.progress.say,
             )
             save_params(self.run.warm_start, params)
-        return load_params(self.run.warm_start, self.job.abstract_params())
+        remedy = f"delete {self.run.warm_start} to warm up again"
+        return load_params(self.run.warm_start, self.job.abstract_params(), remedy)
 
     def step(self, state: TrainState, step: int) -> TrainState:
         """One GRPO step: P prompts x G samples, then P / minibatch updates."""
-        self.seconds = {}
+        self.seconds = {key: value for key, value in self.seconds.items() if key == "save_s"}  # of the step before
         started = time.perf_counter()
         config = self.config
         prompts = self.job.prompts.at(step - 1)
@@ -191,7 +187,8 @@ class Trainer:
                 old = self.job.score(state.params, rows, used)
                 reference = None if self.reference is None else self.job.score(self.reference, rows, used)
                 minibatches.append((rows, old, reference, used))
-            differences = [_logprob_difference(rows, old) for rows, old, _, _ in minibatches]
+            differences = jax.block_until_ready([_logprob_difference(rows, old) for rows, old, _, _ in minibatches])
+            jax.block_until_ready(minibatches)
         with self.timed("update_s"):
             measured = []
             for rows, old, reference, used in minibatches:
@@ -261,7 +258,8 @@ class Trainer:
         sums, largest = zip(*jax.device_get(differences), strict=True)
         return {
             "policy_loss": mean("policy_loss"),
-            "kl": mean("kl"),
+            "kl": mean("kl") if self.reference is not None else None,
+            "ratio": mean("ratio"),
             "clip_fraction": mean("clip_fraction"),
             "dual_clip_fraction": mean("dual_clip_fraction"),
             "entropy": float(sum(m["entropy_sum"] for m in measured) / tokens.sum()),

@@ -72,9 +72,12 @@ class Progress:
             parts.append(f"{_duration(left)} left")
         return "  ".join(parts)
 
-    def end(self, records: list[dict]) -> None:
+    def stop(self) -> None:
+        """End the live line; the terminal's cursor is hidden until then."""
         if self.status:
             self.status.stop()
+
+    def end(self, records: list[dict]) -> None:
         table = Table(title="result", title_justify="left", show_header=False)
         tested = [r for r in records if r.get("test_loss") is not None]
         if tested:

@@ -44,9 +44,10 @@ class RunDirectory:
             raise ConfigError(f"another process is training in run_dir={self.path}: wait for it, or choose another.") from None
 
     def stored_config(self) -> Config | None:
-        """The resolved config of the run that was started here, if any."""
+        """The resolved config of the run here, if it got as far as leaving something that another config would spoil."""
         path = self.path / "config.yaml"
-        return load_config(str(path)) if path.exists() else None
+        begun = self.metrics.read() or self.warm_start.exists() or any(self.checkpoints.glob("[0-9]*"))
+        return load_config(str(path)) if path.exists() and begun else None
 
     def check_same(self, config: Config, stored: Config) -> None:
         """ConfigError when this is the directory of another experiment."""
@@ -59,7 +60,7 @@ class RunDirectory:
 
     def write_config(self, config: Config) -> None:
         temporary = self.path / "config.yaml.tmp"
-        temporary.write_text(to_yaml(config))
+        temporary.write_text(to_yaml(config), encoding="utf-8")
         os.replace(temporary, self.path / "config.yaml")
 
     def cut_after(self, step: int) -> None:

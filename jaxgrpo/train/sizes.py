@@ -53,10 +53,16 @@ def resolve_sizes(config: Config, model: ModelConfig, devices: int, device_bytes
     """
     data, fsdp, tensor = mesh_shape(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
     longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
+    if longest > model.max_positions:
+        raise ConfigError(
+            f"data.max_prompt_tokens + rollout.max_new_tokens = {longest}, but the model knows {model.max_positions} positions "
+            f"(max_position_embeddings): lower one of them."
+        )
     changes = {"mesh.fsdp": fsdp, "train.row_tokens": config.train.row_tokens or longest}
     if not config.rollout.tensor:
         weights = sum(int(np.prod(s.shape)) for s in parameter_table(model)) * _itemsize(config.rollout.dtype)
-        changes["rollout.tensor"] = rollout_tensor_size(model.heads, devices, weights, device_bytes)
+        free = None if device_bytes is None else device_bytes - _held(replace(config, changes | {"rollout.tensor": 1}), model)
+        changes["rollout.tensor"] = rollout_tensor_size(model.heads, devices, weights, free)
     elif devices % config.rollout.tensor:
         raise ConfigError(f"rollout.tensor={config.rollout.tensor} does not divide the {devices} devices.")
     on_cpu = device_bytes is None
@@ -66,11 +72,30 @@ def resolve_sizes(config: Config, model: ModelConfig, devices: int, device_bytes
     changes["rollout.prefill_tokens"] = config.rollout.prefill_tokens or max(
         config.data.max_prompt_tokens, min(8192, config.data.prompts_per_step * config.data.max_prompt_tokens)
     )
-    changes["rollout.cache_gib"] = config.rollout.cache_gib or (CPU_CACHE_GIB if on_cpu else 0.4 * device_bytes / GIB)
     changes["reward.workers"] = config.reward.workers or len(os.sched_getaffinity(0))
     config = replace(config, changes)
+    if not config.rollout.cache_gib:
+        budget = CPU_CACHE_GIB if on_cpu else _cache_budget(config, model, device_bytes) / GIB
+        config = replace(config, {"rollout.cache_gib": budget})
     config = replace(config, {"rollout.slots": _slots(config, model, devices)})
     return replace(config, {"train.micro_rows": _micro_rows(config, data * fsdp)})
+
+
+def _cache_budget(config: Config, model: ModelConfig, device_bytes: int) -> float:
+    """Four fifths of what state, reference and rollout weights leave; the rest is for the activations of prefill."""
+    resident = _held(config, model) + memory_table(config, model)["rollout weights"]
+    if resident >= device_bytes:
+        raise ConfigError(
+            f"state, reference and rollout weights take {resident / GIB:.3g} GiB of a device that has "
+            f"{device_bytes / GIB:.3g}: use more devices, or raise mesh.tensor or rollout.tensor."
+        )
+    return 0.8 * (device_bytes - resident)
+
+
+def _held(config: Config, model: ModelConfig) -> int:
+    """Bytes of a device that state and reference take at all times."""
+    table = memory_table(config, model)
+    return table["parameters"] + table["optimiser"] + table["reference"]
 
 
 def _slots(config: Config, model: ModelConfig, devices: int) -> int:

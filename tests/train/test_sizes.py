@@ -48,11 +48,13 @@ def test_sizes_of_a_small_run_on_eight_cpu_devices():
 
 
 def test_sizes_of_the_paper_recipe_on_eight_accelerators():
-    device_bytes = 80 * GIB
+    device_bytes = 16 * GIB
     config = resolve_sizes(Config(), qwen("0.5b"), 8, device_bytes)
     per_slot = 2 * 24 * 2 * 64 * 6144 * 2
     assert cache_bytes_per_slot(config, qwen("0.5b")) == per_slot
-    assert config.rollout.slots == 8 * int(0.4 * device_bytes // per_slot)
+    total, replicated = 494_032_768, 49 * 896 + 24 * (14 * 64 + 2 * 2 * 64)  # norms and biases lie on every device
+    held = (4 + 8 + 2) * ((total - replicated) // 8 + replicated)  # float32 weights and moments, bfloat16 reference
+    assert config.rollout.slots == 8 * int(0.8 * (device_bytes - held - 2 * total) // per_slot)
     assert config.train.micro_rows == 8, "a row of 6,144 tokens on each device"
     assert config.rollout.chunk == 64
     assert config.rollout.prefill_tokens == 8192
@@ -60,10 +62,16 @@ def test_sizes_of_the_paper_recipe_on_eight_accelerators():
 
 def test_the_sampler_is_split_over_as_many_devices_as_its_weights_need():
     device_bytes = 16 * GIB
-    assert resolve_sizes(Config(), qwen("3b"), 8, device_bytes).rollout.tensor == 1  # 6.2 GB of 17.2
-    assert resolve_sizes(Config(), qwen("7b"), 8, device_bytes).rollout.tensor == 2  # 15.2 GB
-    assert resolve_sizes(Config(), qwen("14b"), 16, device_bytes).rollout.tensor == 4  # 29.5 GB
-    assert resolve_sizes(Config(), qwen("0.5b"), 7, 2**30).rollout.tensor == 7, "14 heads: 2 does not divide 7 devices"
+    assert resolve_sizes(Config(), qwen("1.5b"), 8, device_bytes).rollout.tensor == 1  # 3.1 GB beside 2.7 of 17.2
+    assert resolve_sizes(Config(), qwen("3b"), 8, device_bytes).rollout.tensor == 2  # 6.2 GB beside 5.4
+    assert resolve_sizes(Config(), qwen("7b"), 16, device_bytes).rollout.tensor == 4  # 15.2 GB beside 6.7
+    assert resolve_sizes(Config(), qwen("14b"), 32, device_bytes).rollout.tensor == 8  # 29.5 GB beside 6.5
+    assert resolve_sizes(Config(), qwen("0.5b"), 7, 2 * GIB).rollout.tensor == 7, "14 heads: 2 does not divide 7 devices"
+
+
+def test_a_model_that_leaves_no_room_for_a_cache_is_refused_with_the_remedy():
+    with pytest.raises(ConfigError, match="use more devices"):
+        resolve_sizes(Config(), qwen("14b"), 8, 16 * GIB)
 
 
 def test_sizes_that_are_set_are_kept_and_resolving_twice_changes_nothing():
