@@ -133,8 +133,9 @@ def _readable(path: Path, remedy: str):
     """Turns whatever a damaged checkpoint raises into one message with the remedy."""
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise CheckpointError(f"{path} cannot be read, it may be damaged ({_brief(error)}): {remedy}.") from error
+    except Exception as error:  # Orbax itself raises the bare class, with what happened as its cause
+        cause = error.__cause__ or error
+        raise CheckpointError(f"{path} cannot be read, it may be damaged ({_brief(cause)}): {remedy}.") from error
 
 
 _SYSTEM_ERRORS = re.compile(

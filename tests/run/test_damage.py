@@ -1,0 +1,47 @@
+import shutil
+
+import pytest
+
+from jaxgrpo.cli import main
+from tests.run.commands import CONFIG, SHORT, jaxgrpo
+
+
+def damage(folder) -> None:
+    """Cut the largest file of a checkpoint folder in half."""
+    largest = max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("part", "remedy"),
+    [
+        ("checkpoints/6/params", "delete that folder to go on from the one before"),
+        ("warm_start", "to warm up again"),
+    ],
+)
+def test_a_damaged_folder_of_a_run_is_named_with_the_remedy(part, remedy, env, whole_run, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(whole_run, run_dir)
+    damage(run_dir / part)
+    failed = jaxgrpo("train", CONFIG, *SHORT, f"run_dir={run_dir}", "train.steps=8", env=env)
+    assert failed.returncode == 1, failed.stderr
+    message = next((line for line in failed.stderr.splitlines() if line.startswith("jaxgrpo: ")), failed.stderr)
+    assert "cannot be read" in message
+    assert remedy in message
+
+
+def test_a_damaged_checkpoint_is_not_exported(env, whole_run, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(whole_run, run_dir)
+    damage(run_dir / "checkpoints" / "6" / "params")
+    failed = jaxgrpo("export", str(run_dir), str(tmp_path / "hf"), env=env)
+    assert failed.returncode == 1, failed.stderr
+    assert "cannot be read" in failed.stderr
+    assert not (tmp_path / "hf").exists()
+
+
+def test_a_run_that_never_began_does_not_bind_its_directory(capsys, tmp_path):
+    wrong = ["train", CONFIG, *SHORT, f"run_dir={tmp_path}", "rollout.cache_gib=1e-9"]
+    assert main(wrong) == 2
+    assert main([*wrong, "optim.lr=1e-5", "data.max_prompt_tokens=7"]) == 2
+    assert "another config" not in capsys.readouterr().err
