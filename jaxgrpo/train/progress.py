@@ -1,7 +1,7 @@
 """What a person sees of a run: a header, a live line (step, reward, Pass@1, tokens/s, time left), a closing table."""
 
 import os
-import shutil
+import sys
 import time
 
 from rich.console import Console
@@ -98,7 +98,8 @@ class Progress:
         self.say(f"curve     {self.run.plots / 'learning_curve.png'}")
         self.say(f"metrics   {self.run.metrics.path}")
         self.say("next")
-        jaxgrpo = os.path.relpath(shutil.which("jaxgrpo") or "jaxgrpo")  # .venv/bin/jaxgrpo where nobody activated it
+        called = sys.argv[0]  # .venv/bin/jaxgrpo, where nobody activated the environment
+        jaxgrpo = os.path.relpath(called) if os.path.basename(called) == "jaxgrpo" else "jaxgrpo"
         for command, what in (
             (f"train {run}/config.yaml train.steps={2 * self.job.config.train.steps}", "go on for longer"),
             (f"export {run} {run}/hf", "the model as a Hugging Face directory"),
