@@ -69,7 +69,8 @@ def test_no_host_holds_the_whole_model_twice(tmp_path):
     # The copy in flight is one device's share of a parameter; the largest parameter is a quarter of this model.
     assert 0.95 < measured["one device"]["loading"] < 1.35, measured
     assert 0.95 < measured["mesh"]["loading"] < 1.1, measured
-    assert max(measured[name]["saving"] for name in measured) < 0.25, measured  # two copies of a tensor
+    # A tensor is fetched from the devices and turned into the stored layout: two copies of a quarter of this model.
+    assert max(measured[name]["saving"] for name in measured) < 0.5, measured
 
 
 HOST = """
