@@ -37,7 +37,7 @@ TEXT = st.text(st.characters(codec="ascii", exclude_characters="${}\\?", exclude
 def values(key):
     if key in CHOICES:
         return st.sampled_from(CHOICES[key])
-    kinds = {bool: st.booleans(), int: st.integers(1, 10**6), float: st.floats(1e-9, 1.0), str: TEXT}
+    kinds = {bool: st.booleans(), int: st.integers(1, 10**6), float: st.floats(1e-9, 1.0, exclude_max=True), str: TEXT}
     return st.just(1.5) if key == "algo.dual_clip" else kinds[type(KEYS[key])]
 
 
