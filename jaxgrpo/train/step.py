@@ -39,7 +39,8 @@ def row_logprobs(params, model: ModelConfig, train: TrainConfig, rows: Rows, tem
     return next_token_logprobs(x_bTD, output_matrix(params).astype(dtype), rows.tokens, temperature, train.logit_chunk)
 
 
-def _micro(rows: Rows, index) -> Rows:
+def micro_batch(rows: Rows, index) -> Rows:
+    """Micro-batch `index` of [M, b, T] arrays: each [b, T]."""
     return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, index, keepdims=False), rows)
 
 
@@ -48,7 +49,7 @@ def make_score(model: ModelConfig, train: TrainConfig, temperature: float, mesh)
 
     def score(params, rows: Rows, used):
         def body(index, out):
-            logp_bT, _ = row_logprobs(params, model, train, _micro(rows, index), temperature)
+            logp_bT, _ = row_logprobs(params, model, train, micro_batch(rows, index), temperature)
             return jax.lax.dynamic_update_index_in_dim(out, logp_bT, index, 0)
 
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
@@ -96,8 +97,8 @@ def accumulate(loss: Callable, params, rows: Rows, old_logp, ref_logp, used, agg
     gradient = jax.grad(loss, has_aux=True)
 
     def one(index):
-        reference = None if ref_logp is None else _micro(ref_logp, index)
-        return gradient(params, _micro(rows, index), _micro(old_logp, index), reference, denominator)
+        reference = None if ref_logp is None else micro_batch(ref_logp, index)
+        return gradient(params, micro_batch(rows, index), micro_batch(old_logp, index), reference, denominator)
 
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(one, 0))
     return jax.lax.fori_loop(0, used, lambda index, total: jax.tree.map(jnp.add, total, one(index)), zeros)

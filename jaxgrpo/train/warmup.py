@@ -17,7 +17,7 @@ from jaxgrpo.model.config import ModelConfig
 from jaxgrpo.parallel.sharding import replicated
 from jaxgrpo.train.rows import Rows, Sequence, pack
 from jaxgrpo.train.state import TrainState, init_state, make_optimizer, state_shardings
-from jaxgrpo.train.step import row_logprobs, rows_sharding
+from jaxgrpo.train.step import micro_batch, row_logprobs, rows_sharding
 
 Example = tuple[np.ndarray, np.ndarray]  # prompt and response tokens, the response ended by a stop token
 
@@ -29,7 +29,7 @@ def make_supervised_update(model: ModelConfig, train: TrainConfig, optimizer: op
         total = jnp.maximum(rows.mask.sum(), 1.0)
 
         def loss(params, index):
-            micro = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, index, keepdims=False), rows)
+            micro = micro_batch(rows, index)
             logp, _ = row_logprobs(params, model, train, micro, 1.0)
             return -jnp.sum(logp * micro.mask) / total
 
