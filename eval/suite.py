@@ -11,7 +11,7 @@ import numpy as np
 from jaxgrpo.data import EncodedPrompt
 from jaxgrpo.reward import Grade, GraderPool
 from jaxgrpo.rollout.engine import Engine
-from jaxgrpo.rollout.sampling import sample_keys
+from jaxgrpo.rollout.sampling import Sampling, sample_keys
 from jaxgrpo.rollout.scheduler import Request, Response, generate
 
 
@@ -61,7 +61,7 @@ def sample_and_grade(
         Request(
             p.tokens,
             sample_keys(seed, stream, step, np.full(samples, p.problem.index), np.arange(samples)),
-            temperature,
+            Sampling(temperature),
             max_new,
         )
         for p in prompts

@@ -59,6 +59,14 @@ def embed_tokens(params: dict, tokens_BT: jax.Array) -> jax.Array:
     return constrain(jnp.take(table_VD, tokens_BT, axis=0, mode="clip"), "batch", None, None)
 
 
+def output_logits(params: dict, x: jax.Array) -> jax.Array:
+    """float32 logits [..., V] of normed final states x [..., D]. A tied table is read as it lies, [V, D]: transposing it would
+    copy it in every decoded token."""
+    if "lm_head" in params:
+        return jnp.einsum("...D,DV->...V", x, params["lm_head"], preferred_element_type=jnp.float32)
+    return jnp.einsum("...D,VD->...V", x, params["embed"], preferred_element_type=jnp.float32)
+
+
 def output_matrix(params: dict) -> jax.Array:
     """[D, V]: the output projection, the transposed embedding in tied models."""
     return params["lm_head"] if "lm_head" in params else params["embed"].T

@@ -30,7 +30,9 @@ def partition_spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh) -
     """
     entries = []
     for name, size in zip(axes, shape, strict=True):
-        mesh_axes = tuple(a for a in RULES[name] if mesh.shape.get(a, 1) > 1) if name is not None else ()
+        mesh_axes = (
+            () if name is None else tuple(a for a in RULES[name] if mesh.shape.get(a, 1) > 1 and a not in mesh.manual_axes)
+        )
         if size % math.prod(mesh.shape[a] for a in mesh_axes):
             mesh_axes = ()
         entries.append(mesh_axes if len(mesh_axes) > 1 else (mesh_axes[0] if mesh_axes else None))
@@ -47,8 +49,11 @@ def replicated(mesh) -> NamedSharding:
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Pin an activation's layout inside jit by logical axes; does nothing where no mesh is set (`jax.set_mesh`)."""
+    """Pin an activation's layout inside jit by logical axes; does nothing where no mesh is set (`jax.set_mesh`).
+
+    Inside `shard_map` the mesh axes that it maps over are left out: x is one device's part along them.
+    """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or all(mesh.shape[a] == 1 for a in mesh.axis_names):
+    if mesh.empty or all(mesh.shape[a] == 1 for a in mesh.axis_names if a not in mesh.manual_axes):
         return x
     return jax.lax.with_sharding_constraint(x, partition_spec(axes, x.shape, mesh))

@@ -2,29 +2,40 @@
 
 It has the methods of JetStream 0.2.2's Engine interface with their meanings (load_params, prefill, insert, generate,
 init_decode_state, max_concurrent_decodes, ...), and what that interface has no word for: `prefill_batch` of many prompts,
-`insert_group` of one prefix into the slots of many samples, `decode_chunk` of many tokens per dispatch, a key and a temperature
-per sample, log-probabilities, and stop tokens decided on the device.
+`insert_group` of one prompt into the slots of its samples, `decode_chunk` of many tokens per dispatch, `resize` of the cache to
+the longest sequence, a key and sampling numbers per sample, log-probabilities, and stop tokens decided on the device.
 
-Shapes: B slots, R prompts of a prefill, T prompt bucket, S cache length, C chunk, N/K/H heads, kv heads, head size, V vocab.
+Shapes: B slots, R prompts of a prefill, M slots of an insert, T prompt bucket.
 """
 
 from dataclasses import replace
+from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from jaxgrpo.model.attention import attend, attend_cache, causal_mask
 from jaxgrpo.model.config import ModelConfig
 from jaxgrpo.model.parameters import parameter_table
-from jaxgrpo.model.qwen2 import block, embed_tokens, output_matrix, rms_norm, rope_angles
-from jaxgrpo.parallel.sharding import constrain, named_sharding, replicated
+from jaxgrpo.parallel.sharding import named_sharding, replicated
+from jaxgrpo.rollout import cache as kv
+from jaxgrpo.rollout import programs
 from jaxgrpo.rollout.layout import make_handover
-from jaxgrpo.rollout.sampling import sample_tokens
+from jaxgrpo.rollout.sampling import Sampling
 from jaxgrpo.rollout.settings import EngineError, EngineSettings, NonFiniteError
-from jaxgrpo.rollout.slots import SLOT_FIELDS, DecodeState, Prefix, ResultTokens, SlotRequests
+from jaxgrpo.rollout.slots import (
+    SLOT_FIELDS,
+    Chunk,
+    DecodeState,
+    FirstTokens,
+    Placement,
+    Prefix,
+    ResultTokens,
+    placement_arrays,
+)
 
-__all__ = ["DecodeState", "Engine", "EngineError", "EngineSettings", "NonFiniteError", "Prefix", "ResultTokens", "SlotRequests"]
+__all__ = ["DecodeState", "Engine", "EngineError", "EngineSettings", "NonFiniteError", "Placement", "Prefix", "ResultTokens"]
 
 
 class Engine:
@@ -34,18 +45,40 @@ class Engine:
     def __init__(self, config: ModelConfig, settings: EngineSettings, mesh, *, tokenizer=None):
         settings.check(config.vocab, mesh.shape["replica"])
         self.config, self.settings, self._mesh, self._tokenizer = config, settings, mesh, tokenizer
-        self._dtype = jnp.dtype(settings.dtype)
-        self._handover = make_handover(config, mesh, self._dtype)
-        state, everywhere = self._state_shardings(), replicated(mesh)
-        self._init = jax.jit(self._make_state, out_shardings=state)
-        self._prefill = jax.jit(self._prefill_rows, out_shardings=self._prefix_sharding())
+        self._handover = make_handover(config, mesh, jax.numpy.dtype(settings.dtype))
+        state, prefix, everywhere = self._state_shardings(), self._prefix_shardings(), replicated(mesh)
+        self._init = jax.jit(partial(programs.empty_state, config, settings), static_argnames="blocks", out_shardings=state)
+        self._prefill = jax.jit(partial(programs.prefill, config, settings, mesh), out_shardings=prefix)
+        slots = replace(jax.tree.map(lambda sharding: sharding.spec, state), cache=P(None, "replica"))
+        # Results stay with their replica: gathering them would make replicas wait for each other after every chunk.
+        chunk, per_slot = Chunk(*(P("replica"),) * 4), NamedSharding(mesh, P("replica"))
+        per_replica = partial(jax.shard_map, mesh=mesh, axis_names={"replica"}, check_vma=False)
         self._insert = jax.jit(
-            self._insert_slots, donate_argnames="state", out_shardings=(state, (everywhere, everywhere, everywhere))
+            per_replica(
+                partial(programs.insert, settings),
+                in_specs=(P(), P(), slots, P(), P(), P(), P()),
+                out_specs=(slots, P()),
+            ),
+            donate_argnums=2,
+            out_shardings=(state, everywhere),
         )
         self._decode = jax.jit(
-            self._decode_tokens, static_argnames="steps", donate_argnames="state", out_shardings=(state, everywhere)
+            per_replica(
+                partial(programs.decode, config, settings, steps=settings.chunk),
+                in_specs=(P(), slots),
+                out_specs=(slots, chunk),
+            ),
+            donate_argnums=1,
+            out_shardings=(state, per_slot),
         )
-        self._generate = jax.jit(self._show_and_decode, donate_argnames="state", out_shardings=(state, everywhere))
+        self._generate = jax.jit(
+            per_replica(
+                partial(programs.show_and_decode, config, settings), in_specs=(P(), slots), out_specs=(slots, P("replica"))
+            ),
+            donate_argnums=1,
+            out_shardings=(state, per_slot),
+        )
+        self._resize = jax.jit(kv.resize, static_argnums=1, out_shardings=state.cache[0])
 
     # JetStream's interface -------------------------------------------------------------------------------------------
 
@@ -84,9 +117,9 @@ class Engine:
             params = jax.device_put(params, {s.name: named_sharding(self._mesh, s.axes, s.shape) for s in specs})
         return self._handover(params)
 
-    def init_decode_state(self) -> DecodeState:
-        """Empty slots, all of them done."""
-        return self._init()
+    def init_decode_state(self, length: int | None = None) -> DecodeState:
+        """Empty slots, all of them done, with room for sequences of `length` tokens (default: the longest)."""
+        return self._init(blocks=self._blocks(length))
 
     def prefill(self, *, params, existing_prefix=None, padded_tokens, true_length: int) -> Prefix:
         """Prefill one prompt, int tokens [T] of which the first `true_length` count. existing_prefix is not supported."""
@@ -98,30 +131,33 @@ class Engine:
 
     def insert(self, prefix: Prefix, decode_state: DecodeState, slot: int) -> DecodeState:
         """Put a prefix of one prompt into `slot`, to be decoded greedily up to the engine's limit."""
-        slots = SlotRequests.empty(self.settings.slots)
-        slots.set(slot, row=0, key=np.zeros(2, np.uint32), temperature=0.0, limit=self.settings.max_new)
-        return self.insert_group(prefix, decode_state, slots)[0]
+        placement = Placement(slot, np.zeros(2, np.uint32), Sampling(temperature=0.0), self.settings.max_new)
+        return self.insert_group(prefix, 0, decode_state, [placement])[0]
 
     def generate(self, params, decode_state: DecodeState) -> tuple[DecodeState, ResultTokens]:
         """Hand out the token that each slot holds and compute the next; a token is valid once; a done slot's is not again."""
-        state, data_B3 = self._generate(params, decode_state)
-        return state, ResultTokens(data_B3)
+        state, data_B5 = self._generate(params, decode_state)
+        return state, ResultTokens(data_B5)
 
     # Additions -------------------------------------------------------------------------------------------------------
 
     def compile(self, params, *, stepwise: bool = False) -> None:
-        """Run every program once on dummy data, those of the longest bucket first, so that no prompt compiles one later.
+        """Run every program once on dummy data, the largest shapes first, so that no request compiles one later and memory that
+        does not suffice shows now.
 
-        Leaves nothing behind but the compiled programs. stepwise: also `generate`, which only JetStream's drivers use.
+        Leaves nothing behind but the compiled programs. stepwise: also `generate`, which only JetStream's drivers use; they
+        keep the cache at its largest.
         """
-        state, nothing = self.init_decode_state(), SlotRequests.empty(self.settings.slots)
-        for bucket in reversed(self.settings.buckets):
-            prefix = self.prefill_batch(params, [np.full(bucket, self.settings.pad_id, np.int32)])
-            state, _ = jax.block_until_ready(self.insert_group(prefix, state, nothing))
-        state, _ = self.decode_chunk(params, state)
-        if stepwise:
-            state, _ = self.generate(params, state)
-        jax.block_until_ready(state)
+        pad = self.settings.pad_id
+        prefixes = [self.prefill_batch(params, [np.full(bucket, pad, np.int32)]) for bucket in reversed(self.settings.buckets)]
+        state = self.init_decode_state()
+        for blocks in reversed(self.settings.cache_blocks[:1] if stepwise else self.settings.cache_blocks):
+            state = self.resize(state, blocks * self.settings.block)
+            for prefix in prefixes:
+                state, _ = jax.block_until_ready(self.insert_group(prefix, 0, state, []))
+            state, _ = self.generate(params, state) if stepwise else self.decode_chunk(params, state)
+        del prefixes
+        jax.block_until_ready(self.resize(state, self.settings.cache_blocks[-1] * self.settings.block))
 
     def prefill_rows(self, bucket: int) -> int:
         """Prompts that one `prefill_batch` of this bucket takes."""
@@ -140,6 +176,17 @@ class Engine:
                 "the tokenizer is not the model's."
             )
 
+    def check_sampling(self, sampling: Sampling, max_new: int, name: str = "the request") -> None:
+        """EngineError for sampling numbers out of range or not compiled in, and for a limit outside 1 to max_new."""
+        if complaint := sampling.complaint():
+            raise EngineError(f"{name} has {complaint}.")
+        if sampling.truncates() and not self.settings.truncate:
+            raise EngineError(f"{name} truncates the distribution ({sampling}), for which this engine was not compiled.")
+        if not 1 <= max_new <= self.settings.max_new:
+            raise EngineError(
+                f"{name} asks for {max_new} new tokens; the engine gives 1 to {self.settings.max_new} (rollout.max_new_tokens)."
+            )
+
     def prefill_batch(self, params, prompts: list[np.ndarray]) -> Prefix:
         """Prefill up to `prefill_rows(bucket)` prompts (int tokens, any lengths) in one dispatch, all in the bucket of the
         longest. EngineError for no prompt, too many, or one that `check_prompt` refuses."""
@@ -156,179 +203,52 @@ class Engine:
             lengths_R[row] = len(prompt)
         return self._prefill(params, tokens_RT, lengths_R)
 
-    def insert_group(self, prefix: Prefix, state: DecodeState, slots: "SlotRequests"):
-        """Put rows of a prefix into slots and sample each one's first token.
+    def insert_group(
+        self, prefix: Prefix, row: int, state: DecodeState, placements: list[Placement]
+    ) -> tuple[DecodeState, FirstTokens]:
+        """Put one row of a prefix into the slots of up to `settings.insert_slots` samples and sample each one's first token.
 
-        Returns (state, (token_B, logp_B, done_B)): of the slots that were filled, the first token, its log-probability, and
-        whether that already ended the sequence.
+        The first tokens come in the order of the placements, padded to `settings.insert_slots`.
         """
-        return self._insert(prefix, state, slots.row_B, slots.key_B2, slots.temperature_B, slots.limit_B)
+        arrays = placement_arrays(placements, self.settings.insert_slots, self.settings.slots)
+        return self._insert(prefix, np.int32(row), state, *arrays)
 
-    def decode_chunk(self, params, state: DecodeState):
-        """Decode up to `settings.chunk` tokens in every slot that is not done, ending early when all are.
+    def decode_chunk(self, params, state: DecodeState) -> tuple[DecodeState, Chunk]:
+        """Decode up to `settings.chunk` tokens in every slot that is not done. The caller sees to it that the state has room
+        for them (`resize`)."""
+        return self._decode(params, state)
 
-        Returns (state, (token_BC, logp_BC, valid_BC, done_B)): the new tokens, their log-probabilities, which of them count,
-        and which slots are done now.
-        """
-        return self._decode(params, state, steps=self.settings.chunk)
+    def resize(self, state: DecodeState, length: int) -> DecodeState:
+        """The state with the smallest cache that holds sequences of `length` tokens: as it is, grown, or, where that gives back
+        at least half of it, cut. Layer by layer, so that never more than one layer's cache exists twice."""
+        sizes, block = self.settings.cache_blocks, self.settings.block
+        have, want = state.capacity // block, self._blocks(length)
+        if want < have and want > have / 2:
+            return state
+        while have != want:
+            have = sizes[sizes.index(have) + (1 if want > have else -1)]
+            state = replace(state, cache=tuple(self._resize(layer, have) for layer in state.cache))
+        return state
 
-    # Programs --------------------------------------------------------------------------------------------------------
+    def _blocks(self, length: int | None) -> int:
+        sizes = self.settings.cache_blocks
+        return sizes[-1] if length is None else next(n for n in sizes if n >= self.settings.blocks(length))
 
-    def _cache_shapes(self, rows: int, length: int) -> tuple[tuple, tuple]:
-        K, H = self.config.kv_heads, self.config.head_dim
-        return (rows, K, H, length), (rows, K, length, H)
+    # Shardings -------------------------------------------------------------------------------------------------------
+
+    def _cache_shardings(self, slot_axis: str | None) -> tuple[kv.LayerCache, ...]:
+        c, s = self.config, self.settings
+        shapes = jax.eval_shape(lambda: kv.empty(1, s.slots, c.kv_heads, c.head_dim, s.block, s.cache_dtype))
+        axes = {name: (None, slot_axis, *rest) for name, rest in kv.LOGICAL_AXES.items()}
+        arrays = {name: getattr(shapes, name) for name in axes}
+        layer = {n: None if a is None else named_sharding(self._mesh, axes[n], a.shape) for n, a in arrays.items()}
+        return (kv.LayerCache(**layer),) * c.layers
 
     def _state_shardings(self) -> DecodeState:
-        B, L = self.settings.slots, self.config.layers
-        k_shape, v_shape = self._cache_shapes(B, self.settings.cache_length)
-        per_slot = named_sharding(self._mesh, ("batch",), (B,))
-        return DecodeState(
-            k=(named_sharding(self._mesh, ("batch", "kv_heads", None, None), k_shape),) * L,
-            v=(named_sharding(self._mesh, ("batch", "kv_heads", None, None), v_shape),) * L,
-            **{name: per_slot for name in SLOT_FIELDS if name != "key_B2"},
-            key_B2=named_sharding(self._mesh, ("batch", None), (B, 2)),
-        )
+        per_slot = named_sharding(self._mesh, ("batch",), (self.settings.slots,))
+        fields = {name: per_slot for name in SLOT_FIELDS if name != "sampling"}
+        return DecodeState(cache=self._cache_shardings("batch"), sampling=Sampling(*(per_slot,) * 4), **fields)
 
-    def _prefix_sharding(self) -> Prefix:
-        heads = named_sharding(self._mesh, (None, "kv_heads", None, None), self._cache_shapes(1, 1)[0])
+    def _prefix_shardings(self) -> Prefix:
         everywhere = replicated(self._mesh)
-        return Prefix((heads,) * self.config.layers, (heads,) * self.config.layers, everywhere, everywhere)
-
-    def _make_state(self) -> DecodeState:
-        B = self.settings.slots
-        k_shape, v_shape = self._cache_shapes(B, self.settings.cache_length)
-        return DecodeState(
-            k=tuple(jnp.zeros(k_shape, self._dtype) for _ in range(self.config.layers)),
-            v=tuple(jnp.zeros(v_shape, self._dtype) for _ in range(self.config.layers)),
-            token_B=jnp.zeros(B, jnp.int32),
-            logp_B=jnp.zeros(B, jnp.float32),
-            length_B=jnp.zeros(B, jnp.int32),
-            count_B=jnp.zeros(B, jnp.int32),
-            shown_B=jnp.zeros(B, jnp.int32),
-            limit_B=jnp.zeros(B, jnp.int32),
-            done_B=jnp.ones(B, bool),
-            key_B2=jnp.zeros((B, 2), jnp.uint32),
-            temperature_B=jnp.ones(B, jnp.float32),
-        )
-
-    def _logits(self, params, x_BD: jax.Array) -> jax.Array:
-        x_BD = rms_norm(x_BD, params["final_norm"], self.config.rms_eps)
-        return jnp.einsum("BD,DV->BV", x_BD, output_matrix(params), preferred_element_type=jnp.float32)
-
-    def _prefill_rows(self, params, tokens_RT, lengths_R) -> Prefix:
-        with jax.sharding.use_abstract_mesh(self._mesh.abstract_mesh):
-            T = tokens_RT.shape[1]
-            positions_RT = jnp.broadcast_to(jnp.arange(T), tokens_RT.shape)
-            mask_R1TT = causal_mask(jnp.ones_like(tokens_RT))
-            rope = rope_angles(positions_RT, self.config)
-            x_RTD = embed_tokens(params, tokens_RT)
-            caches = []
-            for w in params["layers"]:
-                x_RTD, kv = block(self.config, w, x_RTD, rope, lambda q, k, v: (attend(q, k, v, mask_R1TT), (k, v)))
-                caches.append(kv)
-            last_RD = jnp.take_along_axis(x_RTD, (lengths_R - 1)[:, None, None], axis=1)[:, 0]
-            return Prefix(
-                k=tuple(k.transpose(0, 2, 3, 1) for k, _ in caches),
-                v=tuple(v.transpose(0, 2, 1, 3) for _, v in caches),
-                logits_RV=self._logits(params, last_RD),
-                lengths_R=lengths_R,
-            )
-
-    def _insert_slots(self, prefix: Prefix, state: DecodeState, row_B, key_B2, temperature_B, limit_B):
-        filled_B = row_B >= 0
-        row_B = jnp.maximum(row_B, 0)
-        T = prefix.v[0].shape[2]
-
-        def put_k(old, new):
-            mixed = jnp.where(filled_B[:, None, None, None], jnp.take(new, row_B, axis=0), old[..., :T])
-            return old.at[..., :T].set(mixed)
-
-        def put_v(old, new):
-            mixed = jnp.where(filled_B[:, None, None, None], jnp.take(new, row_B, axis=0), old[:, :, :T])
-            return old.at[:, :, :T].set(mixed)
-
-        logits_BV = jnp.take(prefix.logits_RV, row_B, axis=0)
-        token_B, logp_B = sample_tokens(logits_BV, key_B2, jnp.zeros_like(row_B), temperature_B)
-        done_B = self._is_stop(token_B) | (limit_B <= 1)
-        state = DecodeState(
-            k=tuple(put_k(old, new) for old, new in zip(state.k, prefix.k, strict=True)),
-            v=tuple(put_v(old, new) for old, new in zip(state.v, prefix.v, strict=True)),
-            token_B=jnp.where(filled_B, token_B, state.token_B),
-            logp_B=jnp.where(filled_B, logp_B, state.logp_B),
-            length_B=jnp.where(filled_B, jnp.take(prefix.lengths_R, row_B), state.length_B),
-            count_B=jnp.where(filled_B, 1, state.count_B),
-            shown_B=jnp.where(filled_B, 0, state.shown_B),
-            limit_B=jnp.where(filled_B, limit_B, state.limit_B),
-            done_B=jnp.where(filled_B, done_B, state.done_B),
-            key_B2=jnp.where(filled_B[:, None], key_B2, state.key_B2),
-            temperature_B=jnp.where(filled_B, temperature_B, state.temperature_B),
-        )
-        return state, (token_B, logp_B, done_B)
-
-    def _is_stop(self, token_B: jax.Array) -> jax.Array:
-        return jnp.isin(token_B, jnp.array(self.settings.stop_ids or (-1,), jnp.int32))
-
-    def _decode_tokens(self, params, state: DecodeState, *, steps: int):
-        B = self.settings.slots
-        empty = jnp.zeros((B, steps), jnp.int32), jnp.zeros((B, steps), jnp.float32), jnp.zeros((B, steps), bool)
-
-        def unfinished(carry):
-            index, state, _ = carry
-            return (index < steps) & ~jnp.all(state.done_B)
-
-        def advance(carry):
-            index, state, outputs = carry
-            state, fresh = self._decode_one(params, state)
-            outputs = tuple(
-                jax.lax.dynamic_update_slice(out, new[:, None], (0, index)) for out, new in zip(outputs, fresh, strict=True)
-            )
-            return index + 1, state, outputs
-
-        with jax.sharding.use_abstract_mesh(self._mesh.abstract_mesh):
-            _, state, outputs = jax.lax.while_loop(unfinished, advance, (0, state, empty))
-        return state, (*outputs, state.done_B)
-
-    def _show_and_decode(self, params, state: DecodeState):
-        fresh_B = state.shown_B < state.count_B
-        data_B3 = jnp.stack([state.token_B, fresh_B.astype(jnp.int32), state.count_B], axis=1)
-        state, _ = self._decode_tokens(params, replace(state, shown_B=state.count_B), steps=1)
-        return state, data_B3
-
-    def _decode_one(self, params, state: DecodeState):
-        """Run the newest token of every slot through the model and sample the next; done slots stay as they are."""
-        rope = rope_angles(state.length_B[:, None], self.config)
-        x_B1D = embed_tokens(params, state.token_B[:, None])
-        write = jnp.minimum(state.length_B, self.settings.cache_length - 1)
-        ks, vs = [], []
-        for w, k_cache, v_cache in zip(params["layers"], state.k, state.v, strict=True):
-
-            def attend_fn(q, k, v, k_cache=k_cache, v_cache=v_cache):
-                k_new = jax.vmap(lambda c, u, p: jax.lax.dynamic_update_slice(c, u, (0, 0, p)))(
-                    k_cache, k[:, 0, :, :, None], write
-                )
-                v_new = jax.vmap(lambda c, u, p: jax.lax.dynamic_update_slice(c, u, (0, p, 0)))(
-                    v_cache, v[:, 0, :, None, :], write
-                )
-                return attend_cache(q[:, 0], k_new, v_new, state.length_B + 1)[:, None], (k_new, v_new)
-
-            x_B1D, (k_cache, v_cache) = block(self.config, w, x_B1D, rope, attend_fn)
-            ks.append(k_cache)
-            vs.append(v_cache)
-        logits_BV = constrain(self._logits(params, x_B1D[:, 0]), "batch", None)
-        token_B, logp_B = sample_tokens(logits_BV, state.key_B2, state.count_B, state.temperature_B)
-        going_B = ~state.done_B
-        count_B = state.count_B + going_B
-        state = DecodeState(
-            k=tuple(ks),
-            v=tuple(vs),
-            token_B=jnp.where(going_B, token_B, state.token_B),
-            logp_B=jnp.where(going_B, logp_B, state.logp_B),
-            length_B=state.length_B + going_B,
-            count_B=count_B,
-            shown_B=state.shown_B,
-            limit_B=state.limit_B,
-            done_B=state.done_B | self._is_stop(token_B) | (count_B >= state.limit_B),
-            key_B2=state.key_B2,
-            temperature_B=state.temperature_B,
-        )
-        return state, (token_B, logp_B, going_B)
+        return Prefix(self._cache_shardings(None), everywhere, everywhere)

@@ -1,8 +1,9 @@
 """Continuous batching: prompts in, finished responses out, slots refilled between chunks.
 
-Every prompt is prefilled once and its prefix inserted into the slots of its samples. Prompts of one length bucket are prefilled
+Every prompt is prefilled once and its cache copied into the slots of its samples. Prompts of one length bucket are prefilled
 together, so that what a prompt is batched with does not change the program it runs. Which slot a sample gets, and when, does
-not change what it says. Decisions depend only on the requests and on what was generated, so a rerun repeats them.
+not change what it says. The host runs one chunk behind the device: while one chunk is decoded, the one before is read, and slots
+that it freed are filled for the next. Decisions depend only on the requests and on what was generated, so a rerun repeats them.
 """
 
 import math
@@ -13,7 +14,9 @@ from dataclasses import dataclass, field
 import jax
 import numpy as np
 
-from jaxgrpo.rollout.engine import Engine, EngineError, NonFiniteError, Prefix, SlotRequests
+from jaxgrpo.rollout.engine import Engine, EngineError, NonFiniteError
+from jaxgrpo.rollout.sampling import Sampling
+from jaxgrpo.rollout.slots import Chunk, FirstTokens, Placement, Prefix
 
 
 @dataclass(frozen=True)
@@ -22,8 +25,13 @@ class Request:
 
     prompt: np.ndarray  # int32 tokens
     keys: np.ndarray  # uint32 [samples, 2]
-    temperature: float
-    max_new: int
+    sampling: Sampling
+    max_new: int | np.ndarray  # tokens, of every sample or of each [samples]
+
+    @property
+    def limits(self) -> np.ndarray:
+        """Most new tokens of each sample [samples]."""
+        return np.broadcast_to(self.max_new, len(self.keys))
 
 
 @dataclass
@@ -34,17 +42,7 @@ class Response:
     sample: int
     tokens: list[int] = field(default_factory=list)
     logps: list[float] = field(default_factory=list)  # behaviour log-probabilities, one per token
-    finish: str = "length"  # "stop" | "length"
-
-
-@dataclass
-class _OpenPrompt:
-    """A prefilled prompt some of whose samples still wait for a slot."""
-
-    request: int
-    prefix: Prefix
-    row: int
-    next_sample: int = 0
+    finish: str = ""  # "stop" | "length" once it is finished
 
 
 def generate(
@@ -62,15 +60,31 @@ def generate(
 
 def _check(engine: Engine, index: int, request: Request) -> None:
     engine.check_prompt(request.prompt, f"the prompt of request {index}")
-    if not 1 <= request.max_new <= engine.settings.max_new:
-        raise EngineError(
-            f"request {index} asks for {request.max_new} new tokens; the engine gives 1 to {engine.settings.max_new} "
-            "(rollout.max_new_tokens)."
-        )
-    if not 0 <= request.temperature < float("inf"):
-        raise EngineError(f"request {index} has temperature {request.temperature}; it needs a finite one of at least 0.")
     if np.ndim(request.keys) != 2 or np.shape(request.keys)[1] != 2:
         raise EngineError(f"request {index} has keys of shape {np.shape(request.keys)}; it needs [samples, 2].")
+    if np.shape(request.max_new) not in ((), (len(request.keys),)):
+        raise EngineError(f"request {index} has {np.size(request.max_new)} limits for its {len(request.keys)} samples.")
+    for limit in np.unique(request.max_new).tolist():
+        engine.check_sampling(request.sampling, limit, f"request {index}")
+
+
+@dataclass
+class _OpenPrompt:
+    """A prefilled prompt some of whose samples still wait for a slot."""
+
+    request: int
+    prefix: Prefix
+    row: int
+    next_sample: int = 0
+
+
+@dataclass
+class _Seat:
+    """A response in a slot. `longest` bounds the positions it may take up after all chunks that were dispatched."""
+
+    response: Response
+    end: int  # positions at its limit
+    longest: int
 
 
 class _Rollout:
@@ -82,45 +96,51 @@ class _Rollout:
                 self.waiting.setdefault(engine.settings.bucket(len(request.prompt)), deque()).append(index)
         self.open: deque[_OpenPrompt] = deque()
         self.free = deque(range(engine.max_concurrent_decodes))
-        self.active: dict[int, Response] = {}
+        self.seats: dict[int, _Seat] = {}
+        self.unread: deque[tuple] = deque()  # results on their way from the device, oldest first, and whose they are
         self.responses = [[Response(r, s) for s in range(len(q.keys))] for r, q in enumerate(requests)]
 
     def run(self) -> list[list[Response]]:
-        state = self.engine.init_decode_state()
-        while self.waiting or self.open or self.active:
+        state = None
+        while self.waiting or self.open or self.seats:
             state = self.fill_slots(state)
-            if self.active:
-                state, outputs = self.engine.decode_chunk(self.params, state)
-                self.collect(*jax.device_get(outputs))
+            chunks_before = len(self.unread)
+            if self.seats:
+                state = self.decode(state)
+            while len(self.unread) > (1 if len(self.unread) > chunks_before else 0):
+                self.read()
         return self.responses
+
+    def decode(self, state):
+        """Dispatch one chunk, in a cache as large as its longest sequence may become."""
+        for seat in self.seats.values():
+            seat.longest = min(seat.end, seat.longest + self.engine.settings.chunk)
+        state = self.engine.resize(state, max(seat.longest for seat in self.seats.values()))
+        state, chunk = self.engine.decode_chunk(self.params, state)
+        self.unread.append((chunk, dict(self.seats)))
+        return state
 
     def fill_slots(self, state):
         """Insert samples until no slot is free or nothing waits."""
         while self.free and (self.open or self.waiting):
             if not self.open:
                 self.prefill()
-            prefix = self.open[0].prefix
-            slots, placed = SlotRequests.empty(self.engine.max_concurrent_decodes), []
-            while self.free and self.open and self.open[0].prefix is prefix:
-                prompt = self.open[0]
-                request = self.requests[prompt.request]
-                slot = self.free.popleft()
-                slots.set(
-                    slot,
-                    row=prompt.row,
-                    key=request.keys[prompt.next_sample],
-                    temperature=request.temperature,
-                    limit=request.max_new,
-                )
-                placed.append((slot, self.responses[prompt.request][prompt.next_sample]))
+            prompt = self.open[0]
+            request, length = self.requests[prompt.request], len(self.requests[prompt.request].prompt)
+            placements, seats = [], []
+            while self.free and prompt.next_sample < len(request.keys) and len(placements) < self.engine.settings.insert_slots:
+                sample, slot = prompt.next_sample, self.free.popleft()
+                limit = int(request.limits[sample])
+                placements.append(Placement(slot, request.keys[sample], request.sampling, limit))
+                self.seats[slot] = _Seat(self.responses[prompt.request][sample], length + limit, length + 1)
+                seats.append((slot, self.seats[slot]))
                 prompt.next_sample += 1
-                if prompt.next_sample == len(request.keys):
-                    self.open.popleft()
-            state, first = self.engine.insert_group(prefix, state, slots)
-            token_B, logp_B, done_B = jax.device_get(first)
-            for slot, response in placed:
-                self.active[slot] = response
-                self.extend(slot, token_B[slot : slot + 1], logp_B[slot : slot + 1], bool(done_B[slot]))
+            if prompt.next_sample == len(request.keys):
+                self.open.popleft()
+            if state is None:
+                state = self.engine.init_decode_state(length + 1)
+            state, first = self.engine.insert_group(prompt.prefix, prompt.row, state, placements)
+            self.unread.append((first, seats))
         return state
 
     def prefill(self) -> None:
@@ -133,13 +153,24 @@ class _Rollout:
         prefix = self.engine.prefill_batch(self.params, [self.requests[r].prompt for r in batch])
         self.open.extend(_OpenPrompt(request, prefix, row) for row, request in enumerate(batch))
 
-    def collect(self, token_BC, logp_BC, valid_BC, done_B) -> None:
-        for slot in list(self.active):
-            valid_C = valid_BC[slot]
-            self.extend(slot, token_BC[slot][valid_C], logp_BC[slot][valid_C], bool(done_B[slot]))
+    def read(self) -> None:
+        """Take the oldest result off the device."""
+        result, seats = self.unread.popleft()
+        result = jax.device_get(result)
+        if isinstance(result, FirstTokens):
+            for i, (slot, seat) in enumerate(seats):
+                self.extend(slot, seat, result.token_M[i : i + 1], result.logp_M[i : i + 1], bool(result.done_M[i]))
+        else:
+            self.read_chunk(result, seats)
 
-    def extend(self, slot: int, tokens: np.ndarray, logps: np.ndarray, done: bool) -> None:
-        response = self.active[slot]
+    def read_chunk(self, chunk: Chunk, seats: dict[int, _Seat]) -> None:
+        for slot, seat in seats.items():
+            if not seat.response.finish:  # else it ended in an earlier chunk, which had not been read when this one started
+                valid_C = chunk.valid_BC[slot]
+                self.extend(slot, seat, chunk.token_BC[slot][valid_C], chunk.logp_BC[slot][valid_C], bool(chunk.done_B[slot]))
+
+    def extend(self, slot: int, seat: _Seat, tokens: np.ndarray, logps: np.ndarray, done: bool) -> None:
+        response = seat.response
         logps = logps.tolist()
         if not math.isfinite(sum(logps)):
             raise NonFiniteError(
@@ -151,6 +182,6 @@ class _Rollout:
         response.logps.extend(logps)
         if done:
             response.finish = "stop" if response.tokens[-1] in self.engine.settings.stop_ids else "length"
-            del self.active[slot]
+            del self.seats[slot]
             self.free.append(slot)
             self.on_finish(response)

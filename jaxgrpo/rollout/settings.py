@@ -1,5 +1,6 @@
 """The sizes of an engine, which its compiled programs depend on, and the error of what it cannot serve."""
 
+import math
 from dataclasses import dataclass
 
 from jaxgrpo.errors import UserError
@@ -28,11 +29,20 @@ class EngineSettings:
     prefill_tokens: int  # prompt tokens of one `prefill_batch`
     stop_ids: tuple[int, ...]
     pad_id: int = 0
-    dtype: str = "bfloat16"
+    dtype: str = "bfloat16"  # of weights and activations
+    cache_dtype: str = ""  # of the KV cache, "int8" for a quantised one; default: dtype
+    weights: str = ""  # "int8" for quantised matrices; default: dtype
+    truncate: bool = False  # compile top-k, top-p and min-p into the sampler
+    block: int = 32  # cache positions of a block
+    insert_slots: int = 8  # slots that one insert fills
+
+    def __post_init__(self):
+        object.__setattr__(self, "cache_dtype", self.cache_dtype or self.dtype)
+        object.__setattr__(self, "weights", self.weights or self.dtype)
 
     def check(self, vocab: int, replicas: int) -> None:
         """EngineError for sizes that no engine with this vocabulary and number of replicas can have."""
-        for name in ("slots", "max_prompt", "max_new", "chunk", "prefill_tokens"):
+        for name in ("slots", "max_prompt", "max_new", "chunk", "prefill_tokens", "block", "insert_slots"):
             if getattr(self, name) < 1:
                 raise EngineError(f"{name} = {getattr(self, name)}: the engine needs at least 1.")
         if self.slots % replicas:
@@ -44,13 +54,23 @@ class EngineSettings:
             raise EngineError(f"pad token id {self.pad_id} lies outside the vocabulary of {vocab}.")
 
     @property
-    def cache_length(self) -> int:
-        return self.max_prompt + self.max_new
+    def cache_blocks(self) -> tuple[int, ...]:
+        """Cache sizes in blocks that insert and decode are compiled for, smallest first: the longest sequence, and at most four
+        times two thirds of the next larger one, none too small for the longest prompt."""
+        most, least = self.blocks(self.max_prompt + self.max_new), self.blocks(self.max_prompt + 1)
+        sizes = [most]
+        while len(sizes) < 5 and (smaller := max(least, math.ceil(sizes[-1] / 1.5))) < sizes[-1]:
+            sizes.append(smaller)
+        return tuple(reversed(sizes))
+
+    def blocks(self, length: int) -> int:
+        """Blocks that hold `length` positions."""
+        return -(-length // self.block)
 
     @property
     def buckets(self) -> tuple[int, ...]:
         """Prompt lengths that prefill is compiled for: max_prompt and the powers of two from max_prompt / 16 (at least 16)
-        up to it. Every bucket costs two compilations, so the smallest prompts share one."""
+        up to it. Every bucket costs compilations, so the smallest prompts share one."""
         powers = [2**i for i in range(4, 31) if self.max_prompt / 16 <= 2**i < self.max_prompt]
         return (*powers, self.max_prompt)
 

@@ -1,38 +1,38 @@
 """What moves through the engine: prefilled prompts, the state of all slots, requests for slots, results.
 
-Shapes: B slots, R prompts of a prefill, T prompt bucket, S cache length, K kv heads, H head size, V vocab.
+Shapes: B slots, R prompts of a prefill, M slots of an insert, C tokens of a chunk, V vocab. Caches: see rollout/cache.py.
 """
 
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from jaxgrpo.rollout.sampling import Sampling
 
-@partial(jax.tree_util.register_dataclass, data_fields=["k", "v", "logits_RV", "lengths_R"], meta_fields=[])
+
+@partial(jax.tree_util.register_dataclass, data_fields=["cache", "logits_RV", "lengths_R"], meta_fields=[])
 @dataclass(frozen=True)
 class Prefix:
-    """Prefilled prompts: per layer K [R, K, H, T] and V [R, K, T, H], the last logits, and true lengths."""
+    """Prefilled prompts: a LayerCache per layer, the last logits, and true lengths."""
 
-    k: tuple
-    v: tuple
+    cache: tuple
     logits_RV: jax.Array
     lengths_R: jax.Array
 
 
-SLOT_FIELDS = ["token_B", "logp_B", "length_B", "count_B", "shown_B", "limit_B", "done_B", "key_B2", "temperature_B"]
+SLOT_FIELDS = ("token_B", "logp_B", "length_B", "count_B", "shown_B", "limit_B", "done_B", "key_B2", "sampling")
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["k", "v", *SLOT_FIELDS], meta_fields=[])
+@partial(jax.tree_util.register_dataclass, data_fields=["cache", *SLOT_FIELDS], meta_fields=[])
 @dataclass(frozen=True)
 class DecodeState:
-    """All slots: per layer K [B, K, H, S] and V [B, K, S, H]; each slot's newest token, which is not in the cache yet, its
-    log-probability, cache length, tokens generated, how many of them `generate` handed out, limit of new tokens, done flag, key
-    and temperature."""
+    """All slots: a LayerCache per layer; each slot's newest token, which is not in the cache yet, its log-probability, cache
+    length, tokens generated, how many of them `generate` handed out, limit of new tokens, done flag, key and sampling numbers."""
 
-    k: tuple
-    v: tuple
+    cache: tuple
     token_B: jax.Array
     logp_B: jax.Array
     length_B: jax.Array
@@ -41,34 +41,64 @@ class DecodeState:
     limit_B: jax.Array
     done_B: jax.Array
     key_B2: jax.Array
-    temperature_B: jax.Array
+    sampling: Sampling
+
+    @property
+    def capacity(self) -> int:
+        """Positions that every slot has room for."""
+        blocks, _, _, _, block = self.cache[0].k.shape
+        return blocks * block
+
+
+class FirstTokens(NamedTuple):
+    """What `insert_group` returns beside the state: the first token of each inserted sample [M], its log-probability, and
+    whether it already ended the sequence."""
+
+    token_M: jax.Array
+    logp_M: jax.Array
+    done_M: jax.Array
+
+
+class Chunk(NamedTuple):
+    """What `decode_chunk` returns beside the state: new tokens [B, C], their log-probabilities, which of them count, and which
+    slots are done [B]."""
+
+    token_BC: jax.Array
+    logp_BC: jax.Array
+    valid_BC: jax.Array
+    done_B: jax.Array
 
 
 @dataclass(frozen=True)
 class ResultTokens:
-    """What `generate` returns, laid out as JetStream's class of the same name: data [B, 3] = token, valid, length."""
+    """What `generate` returns, laid out as JetStream's class of the same name: data [B, 5] = token, its log-probability as the
+    bits of a float32, whether the two count, tokens so far."""
 
     data: jax.Array
-    tokens_idx: tuple[int, int] = (0, 1)
-    valid_idx: tuple[int, int] = (1, 2)
-    length_idx: tuple[int, int] = (2, 3)
+    tokens_idx: tuple[int, int] = (0, 2)
+    valid_idx: tuple[int, int] = (2, 4)
+    length_idx: tuple[int, int] = (4, 5)
     samples_per_slot: int = 1
 
 
 @dataclass(frozen=True)
-class SlotRequests:
-    """What `insert_group` puts where: for every slot the prefix row (-1: leave the slot alone), key, temperature and limit."""
+class Placement:
+    """One sample for one slot: its key (uint32 [2]), how to sample it, and how many tokens it may have."""
 
-    row_B: np.ndarray
-    key_B2: np.ndarray
-    temperature_B: np.ndarray
-    limit_B: np.ndarray
+    slot: int
+    key: np.ndarray
+    sampling: Sampling
+    limit: int
 
-    @classmethod
-    def empty(cls, slots: int) -> "SlotRequests":
-        return cls(
-            np.full(slots, -1, np.int32), np.zeros((slots, 2), np.uint32), np.ones(slots, np.float32), np.ones(slots, np.int32)
-        )
 
-    def set(self, slot: int, *, row: int, key: np.ndarray, temperature: float, limit: int) -> None:
-        self.row_B[slot], self.key_B2[slot], self.temperature_B[slot], self.limit_B[slot] = row, key, temperature, limit
+def placement_arrays(placements: list[Placement], size: int, slots: int) -> tuple:
+    """(slot_M, key_M2, sampling of [M], limit_M) with M = size; the rest is padded with a slot number that is dropped."""
+    slot_M, limit_M = np.full(size, slots, np.int32), np.ones(size, np.int32)
+    key_M2 = np.zeros((size, 2), np.uint32)
+    temperature_M, top_k_M = np.ones(size, np.float32), np.zeros(size, np.int32)
+    top_p_M, min_p_M = np.ones(size, np.float32), np.zeros(size, np.float32)
+    for i, p in enumerate(placements):
+        slot_M[i], key_M2[i], limit_M[i] = p.slot, p.key, p.limit
+        temperature_M[i], top_k_M[i] = p.sampling.temperature, p.sampling.top_k
+        top_p_M[i], min_p_M[i] = p.sampling.top_p, p.sampling.min_p
+    return slot_M, key_M2, Sampling(temperature_M, top_k_M, top_p_M, min_p_M), limit_M

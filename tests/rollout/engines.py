@@ -8,7 +8,7 @@ import numpy as np
 from jaxgrpo.model import load_hf
 from jaxgrpo.model.qwen2 import Qwen2
 from jaxgrpo.rollout.engine import Engine, EngineSettings
-from jaxgrpo.rollout.sampling import sample_keys
+from jaxgrpo.rollout.sampling import Sampling, sample_keys
 from jaxgrpo.rollout.scheduler import Request
 
 VOCAB = 64
@@ -54,7 +54,9 @@ def prompts_of(lengths, vocab: int = VOCAB, seed: int = 0) -> list[np.ndarray]:
 def requests_of(prompts, *, samples=1, temperature=0.0, max_new=24, seed=0, stream="train", step=1) -> list[Request]:
     """One request a prompt, with the keys that the trainer would give it."""
     return [
-        Request(prompt, sample_keys(seed, stream, step, np.full(samples, i), np.arange(samples)), temperature, max_new)
+        Request(
+            prompt, sample_keys(seed, stream, step, np.full(samples, i), np.arange(samples)), Sampling(temperature), max_new
+        )
         for i, prompt in enumerate(prompts)
     ]
 

@@ -2,12 +2,11 @@
 
 from dataclasses import replace
 
-import jax
 import numpy as np
 import pytest
 from engines import engine_of, prompts_of, requests_of, said, trainer_logits
 
-from jaxgrpo.rollout.sampling import sample_keys
+from jaxgrpo.rollout.sampling import exponential_noise, sample_keys
 from jaxgrpo.rollout.scheduler import generate
 
 LENGTHS = (3, 32, 9, 16, 17, 30, 5, 31, 12)
@@ -84,10 +83,10 @@ def assert_same_up_to_ties(model, requests, responses, reference) -> None:
 
 
 def perturbed_gap(model, request, key, said_before) -> float:
-    """Lead of the best over the second best of logits / temperature + Gumbel noise, at the token after `said_before`."""
+    """Lead of the best over the second best of logits / temperature + Gumbel noise (- log E), at the token after `said_before`."""
     logits_V = trainer_logits(model, np.concatenate([request.prompt, np.array(said_before, np.int32)]))[-1]
-    fold = jax.random.fold_in(jax.random.wrap_key_data(key, impl="threefry2x32"), len(said_before))
-    best = np.sort(logits_V / request.temperature + jax.random.gumbel(fold, logits_V.shape))[-2:]
+    noise_V = exponential_noise(key[None], np.array([len(said_before)]), len(logits_V))[0]
+    best = np.sort(logits_V / request.sampling.temperature - np.log(noise_V))[-2:]
     return float(best[1] - best[0])
 
 

@@ -17,13 +17,13 @@ def step_by_step(engine, params, prompts, steps: int) -> list[list[int]]:
             prefix = engine.prefill(params=params, padded_tokens=padded, true_length=len(prompts[step]))
             state = engine.insert(prefix, state, 2 * step)
         state, result = engine.generate(params, state)
-        data_B3 = np.asarray(result.data)
+        data_B5 = np.asarray(result.data)
         for i in range(min(step + 1, len(prompts))):
-            token, valid, length = data_B3[2 * i]
+            token, _, valid, _, length = data_B5[2 * i]
             if valid:
                 tokens[i].append(int(token))
                 shown[i].append(int(length))
-        assert not data_B3[1::2, 1].any(), "an empty slot says nothing"
+        assert not data_B5[1::2, 2:4].any(), "an empty slot says nothing"
     assert all(lengths == list(range(1, len(lengths) + 1)) for lengths in shown)
     return tokens
 

@@ -8,6 +8,7 @@ import pytest
 from engines import VOCAB, engine_of, mesh_of, prompts_of, requests_of, said, settings_of
 
 from jaxgrpo.rollout.engine import Engine, EngineError, NonFiniteError
+from jaxgrpo.rollout.sampling import Sampling
 from jaxgrpo.rollout.scheduler import generate
 
 
@@ -89,8 +90,15 @@ def test_a_request_without_samples_and_no_requests_give_nothing(model, requests)
         ({"prompt": np.array([5, -1], np.int32)}, "has token -1"),
         ({"max_new": 0}, "request 1 asks for 0 new tokens; the engine gives 1 to 24"),
         ({"max_new": 25}, "request 1 asks for 25 new tokens"),
-        ({"temperature": -0.5}, "request 1 has temperature -0.5"),
-        ({"temperature": float("nan")}, "temperature nan"),
+        ({"max_new": np.array([3, 4, 25, 2])}, "request 1 asks for 25 new tokens"),
+        ({"max_new": np.array([3, 4])}, "request 1 has 2 limits for its 4 samples"),
+        ({"sampling": Sampling(-0.5)}, "request 1 has temperature -0.5"),
+        ({"sampling": Sampling(float("nan"))}, "temperature nan"),
+        ({"sampling": Sampling(top_p=0.0)}, "top_p 0.0; it needs more than 0"),
+        ({"sampling": Sampling(top_p=1.5)}, "top_p 1.5"),
+        ({"sampling": Sampling(top_k=-1)}, "top_k -1"),
+        ({"sampling": Sampling(min_p=2.0)}, "min_p 2.0"),
+        ({"sampling": Sampling(top_k=5)}, "for which this engine was not compiled"),
         ({"keys": np.zeros(2, np.uint32)}, r"keys of shape \(2,\)"),
     ],
 )

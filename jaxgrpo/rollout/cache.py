@@ -1,0 +1,102 @@
+"""The KV cache of one layer, in blocks of T positions with the block number outermost.
+
+Every block is multiplied by a product of one shape, however many blocks there are, and adding a block in which a sequence has
+nothing adds exact zeros: what a sequence says does not depend, to the bit, on how long the others are. Growing or shrinking the
+cache with the longest sequence copies whole blocks, so that decoding reads no further than it must.
+
+Shapes: n blocks, B slots, R prompts of a prefill, M slots of an insert, T positions of a block, K kv heads, H head size.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+LOGICAL_AXES = {  # B is "batch" in the slots' cache; a prefix is the same on every replica
+    "k": ("kv_heads", None, None),
+    "v": ("kv_heads", None, None),
+    "k_scale": ("kv_heads", None),
+    "v_scale": ("kv_heads", None),
+}
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["k", "v", "k_scale", "v_scale"], meta_fields=[])
+@dataclass(frozen=True)
+class LayerCache:
+    """K [n, B, K, H, T] and V [n, B, K, T, H]: on CPU the score product over [.., T, H] would be eight times slower. In int8 both
+    have a float32 scale [n, B, K, T] per position and head; otherwise the scales are None."""
+
+    k: jax.Array
+    v: jax.Array
+    k_scale: jax.Array | None = None
+    v_scale: jax.Array | None = None
+
+
+def empty(blocks: int, slots: int, kv_heads: int, head_dim: int, block: int, dtype) -> LayerCache:
+    scale = partial(jnp.zeros, (blocks, slots, kv_heads, block), jnp.float32)
+    quantised = jnp.dtype(dtype) == jnp.int8
+    return LayerCache(
+        jnp.zeros((blocks, slots, kv_heads, head_dim, block), dtype),
+        jnp.zeros((blocks, slots, kv_heads, block, head_dim), dtype),
+        scale() if quantised else None,
+        scale() if quantised else None,
+    )
+
+
+def quantise(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(int8 values, float32 scale) of x [..., H], one symmetric scale per vector of H."""
+    x = x.astype(jnp.float32)
+    scale = jnp.maximum(jnp.max(jnp.abs(x), axis=-1) / 127.0, 1e-30)
+    return jnp.round(x / scale[..., None]).astype(jnp.int8), scale
+
+
+def from_prompts(k_RSKH: jax.Array, v_RSKH: jax.Array, block: int, dtype) -> LayerCache:
+    """The cache of freshly computed prompts, B = R; positions are padded with zeros up to whole blocks."""
+    R, S, K, H = k_RSKH.shape
+    blocks = -(-S // block)
+
+    def fold(x_RSKH):
+        x = jnp.pad(x_RSKH, ((0, 0), (0, blocks * block - S), (0, 0), (0, 0))).reshape(R, blocks, block, K, H)
+        return x.transpose(1, 0, 3, 2, 4)
+
+    return _stored(fold(k_RSKH), fold(v_RSKH), dtype)
+
+
+def _stored(k_nBKTH: jax.Array, v_nBKTH: jax.Array, dtype) -> LayerCache:
+    k_scale = v_scale = None
+    if jnp.dtype(dtype) == jnp.int8:
+        (k_nBKTH, k_scale), (v_nBKTH, v_scale) = quantise(k_nBKTH), quantise(v_nBKTH)
+    return LayerCache(k_nBKTH.swapaxes(-1, -2).astype(dtype), v_nBKTH.astype(dtype), k_scale, v_scale)
+
+
+def write(cache: LayerCache, position_B: jax.Array, k_BKH: jax.Array, v_BKH: jax.Array) -> LayerCache:
+    """Put one position per slot; a position behind the last block is dropped."""
+    B, block = position_B.shape[0], cache.k.shape[-1]
+    at = (position_B // block, jnp.arange(B), slice(None), position_B % block)
+    new = _stored(k_BKH[:, :, None], v_BKH[:, :, None], cache.k.dtype)
+    return LayerCache(
+        cache.k.at[at[0], at[1], :, :, at[3]].set(new.k[..., 0]),
+        cache.v.at[at].set(new.v[:, :, 0]),
+        None if cache.k_scale is None else cache.k_scale.at[at].set(new.k_scale[..., 0]),
+        None if cache.v_scale is None else cache.v_scale.at[at].set(new.v_scale[..., 0]),
+    )
+
+
+def insert(cache: LayerCache, prefix: LayerCache, row, slot_M: jax.Array) -> LayerCache:
+    """Copy one prompt's blocks into slots; a slot number of B or more is dropped."""
+
+    def put(old, new):
+        window = jax.lax.dynamic_index_in_dim(new, row, axis=1)
+        return old.at[: new.shape[0], slot_M].set(jnp.broadcast_to(window, (new.shape[0], len(slot_M), *new.shape[2:])))
+
+    return jax.tree.map(put, cache, prefix)
+
+
+def resize(cache: LayerCache, blocks: int) -> LayerCache:
+    """The first `blocks` blocks, with empty ones behind them where there were fewer."""
+
+    def fit(x):
+        return jnp.pad(x[:blocks], ((0, max(0, blocks - x.shape[0])), *((0, 0),) * (x.ndim - 1)))
+
+    return jax.tree.map(fit, cache)

@@ -1,0 +1,154 @@
+"""The programs of the engine as functions of arrays: prefill, insert, decode. `Engine` jits them for its mesh.
+
+Insert and decode run inside `shard_map` over the replicas: every array with a slot axis is one replica's part, replicas never
+wait for each other, and each leaves the decoding loop when its own slots are done. The tensor axis is left to the compiler.
+
+Shapes: B slots of one replica, M slots of an insert, R prompts of a prefill, T prompt bucket, C chunk, D embed, V vocab.
+"""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+
+from jaxgrpo.model.attention import attend, attend_blocks, causal_mask
+from jaxgrpo.model.config import ModelConfig
+from jaxgrpo.model.qwen2 import block, embed_tokens, output_logits, rms_norm, rope_angles
+from jaxgrpo.parallel.sharding import constrain
+from jaxgrpo.rollout import cache as kv
+from jaxgrpo.rollout.sampling import Sampling, sample_tokens
+from jaxgrpo.rollout.settings import EngineSettings
+from jaxgrpo.rollout.slots import Chunk, DecodeState, FirstTokens, Prefix
+
+
+def empty_state(config: ModelConfig, settings: EngineSettings, blocks: int) -> DecodeState:
+    """All slots done."""
+    B = settings.slots
+    layer = (blocks, B, config.kv_heads, config.head_dim, settings.block, settings.cache_dtype)
+    integers = {name: jnp.zeros(B, jnp.int32) for name in ("token_B", "length_B", "count_B", "shown_B", "limit_B")}
+    return DecodeState(
+        cache=tuple(kv.empty(*layer) for _ in range(config.layers)),
+        logp_B=jnp.zeros(B, jnp.float32),
+        done_B=jnp.ones(B, bool),
+        key_B2=jnp.zeros((B, 2), jnp.uint32),
+        sampling=Sampling(jnp.ones(B), jnp.zeros(B, jnp.int32), jnp.ones(B), jnp.zeros(B)),
+        **integers,
+    )
+
+
+def prefill(config: ModelConfig, settings: EngineSettings, mesh, params, tokens_RT, lengths_R) -> Prefix:
+    """Run whole prompts through the model and keep K, V and the logits after each prompt's last token."""
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        T = tokens_RT.shape[1]
+        mask_R1TT = causal_mask(jnp.ones_like(tokens_RT))
+        rope = rope_angles(jnp.broadcast_to(jnp.arange(T), tokens_RT.shape), config)
+        x_RTD = embed_tokens(params, tokens_RT)
+        caches = []
+        for w in params["layers"]:
+            x_RTD, (k, v) = block(config, w, x_RTD, rope, lambda q, k, v: (attend(q, k, v, mask_R1TT), (k, v)))
+            caches.append(kv.from_prompts(k, v, settings.block, settings.cache_dtype))
+        last_RD = jnp.take_along_axis(x_RTD, (lengths_R - 1)[:, None, None], axis=1)[:, 0]
+        return Prefix(tuple(caches), _logits(config, params, last_RD), lengths_R)
+
+
+def insert(
+    settings: EngineSettings, prefix: Prefix, row, state: DecodeState, slot_M, key_M2, sampling: Sampling, limit_M
+) -> tuple[DecodeState, FirstTokens]:
+    """Put one row of a prefix into slots and sample each one's first token. A slot number of `settings.slots` is dropped."""
+    B = state.token_B.shape[0]
+    local_M = slot_M - jax.lax.axis_index("replica") * B
+    local_M = jnp.where((local_M >= 0) & (local_M < B), local_M, B)
+    M = slot_M.shape[0]
+    logits_MV = jnp.broadcast_to(jax.lax.dynamic_index_in_dim(prefix.logits_RV, row), (M, prefix.logits_RV.shape[1]))
+    token_M, logp_M = sample_tokens(logits_MV, key_M2, jnp.zeros(M, jnp.int32), sampling, truncate=settings.truncate)
+    done_M = _is_stop(settings, token_M) | (limit_M <= 1)
+    length_M = jnp.broadcast_to(jax.lax.dynamic_index_in_dim(prefix.lengths_R, row), (M,))
+    ones_M = jnp.ones(M, jnp.int32)
+    put = {
+        "token_B": token_M,
+        "logp_B": logp_M,
+        "length_B": length_M,
+        "count_B": ones_M,
+        "shown_B": 0 * ones_M,
+        "limit_B": limit_M,
+        "done_B": done_M,
+        "key_B2": key_M2,
+        "sampling": sampling,
+    }
+    fields = {
+        name: jax.tree.map(lambda old, new: old.at[local_M].set(new), getattr(state, name), value)
+        for name, value in put.items()
+    }
+    cache = tuple(kv.insert(old, new, row, local_M) for old, new in zip(state.cache, prefix.cache, strict=True))
+    return DecodeState(cache=cache, **fields), FirstTokens(token_M, logp_M, done_M)
+
+
+def decode(config: ModelConfig, settings: EngineSettings, params, state: DecodeState, steps: int) -> tuple[DecodeState, Chunk]:
+    """Decode up to `steps` tokens in every slot that is not done, ending early when all are."""
+    B = state.token_B.shape[0]
+    fresh = jnp.zeros((B, steps), jnp.int32), jnp.zeros((B, steps), jnp.float32), jnp.zeros((B, steps), bool)
+
+    def unfinished(carry):
+        index, state, _ = carry
+        return (index < steps) & ~jnp.all(state.done_B)
+
+    def advance(carry):
+        index, state, outputs = carry
+        state, new = _decode_one(config, settings, params, state, rope_S)
+        outputs = tuple(
+            jax.lax.dynamic_update_slice(out, column[:, None], (0, index)) for out, column in zip(outputs, new, strict=True)
+        )
+        return index + 1, state, outputs
+
+    # All angles once per chunk: left inside the loop, XLA computes sines anew for every head of every layer.
+    rope_S = jax.tree.map(lambda a: a[0], rope_angles(jnp.arange(state.capacity)[None], config))
+    _, state, outputs = jax.lax.while_loop(unfinished, advance, (0, state, fresh))
+    return state, Chunk(*outputs, state.done_B)
+
+
+def show_and_decode(config: ModelConfig, settings: EngineSettings, params, state: DecodeState):
+    """(state, data [B, 5]) of `Engine.generate`: hand out the token that each slot holds, then compute the next."""
+    fresh_B = (state.shown_B < state.count_B).astype(jnp.int32)
+    # Below zero, so that the bits are those of a negative float and no client takes them for a token.
+    bits_B = jax.lax.bitcast_convert_type(jnp.minimum(state.logp_B, -1e-30), jnp.int32)
+    data_B5 = jnp.stack([state.token_B, bits_B, fresh_B, fresh_B, state.count_B], axis=1)
+    state, _ = decode(config, settings, params, replace(state, shown_B=state.count_B), 1)
+    return state, data_B5
+
+
+def _logits(config: ModelConfig, params, x_BD: jax.Array) -> jax.Array:
+    return output_logits(params, rms_norm(x_BD, params["final_norm"], config.rms_eps))
+
+
+def _is_stop(settings: EngineSettings, token_B: jax.Array) -> jax.Array:
+    return jnp.isin(token_B, jnp.array(settings.stop_ids or (-1,), jnp.int32))
+
+
+def _decode_one(config: ModelConfig, settings: EngineSettings, params, state: DecodeState, rope_S: tuple):
+    """Run the newest token of every slot through the model and sample the next; done slots stay as they are."""
+    rope = tuple(angle_S[state.length_B][:, None] for angle_S in rope_S)
+    x_B1D = embed_tokens(params, state.token_B[:, None])
+    caches = []
+    for w, old in zip(params["layers"], state.cache, strict=True):
+
+        def attend_fn(q, k, v, old=old):
+            new = kv.write(old, state.length_B, k[:, 0], v[:, 0])
+            out_BNH = attend_blocks(q[:, 0], new.k, new.v, state.length_B + 1, new.k_scale, new.v_scale)
+            return out_BNH[:, None], new
+
+        x_B1D, new = block(config, w, x_B1D, rope, attend_fn)
+        caches.append(new)
+    logits_BV = constrain(_logits(config, params, x_B1D[:, 0]), "batch", None)
+    token_B, logp_B = sample_tokens(logits_BV, state.key_B2, state.count_B, state.sampling, truncate=settings.truncate)
+    going_B = ~state.done_B
+    count_B = state.count_B + going_B
+    state = replace(
+        state,
+        cache=tuple(caches),
+        token_B=jnp.where(going_B, token_B, state.token_B),
+        logp_B=jnp.where(going_B, logp_B, state.logp_B),
+        length_B=state.length_B + going_B,
+        count_B=count_B,
+        done_B=state.done_B | _is_stop(settings, token_B) | (count_B >= state.limit_B),
+    )
+    return state, (token_B, logp_B, going_B)
