@@ -269,9 +269,9 @@ def to_yaml(config: Config) -> str:
 _AT_LEAST = {
     0: """
     seed data.epochs rollout.slots rollout.cache_gib rollout.chunk rollout.prefill_tokens rollout.tensor reward.workers
-    algo.kl_coef algo.clip_low algo.clip_high algo.tis_cap optim.lr optim.warmup_updates optim.weight_decay train.steps train.row_tokens
-    train.micro_rows warmup.steps warmup.lr warmup.corrupt_lr warmup.corrupt_steps warmup.corruption eval.every eval.limit
-    eval.temperature mesh.fsdp
+    algo.kl_coef algo.clip_low algo.clip_high algo.tis_cap optim.lr optim.warmup_updates optim.weight_decay train.steps
+    train.row_tokens train.micro_rows warmup.steps warmup.lr warmup.corrupt_lr warmup.corrupt_steps warmup.corruption
+    eval.every eval.limit eval.temperature mesh.fsdp
     """,
     1: """
     data.prompts_per_step data.max_prompt_tokens rollout.samples rollout.max_new_tokens train.minibatch_prompts train.unroll

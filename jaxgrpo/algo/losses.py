@@ -4,9 +4,9 @@ ratio = exp(logp - old_logp);  loss = max(-A ratio, -A clip(ratio, 1 - low, 1 + 
 (arXiv 1912.09729);  plus kl_coef * KL(policy || reference). Deviation: the token mean is exact over the whole minibatch,
 where the published code averages micro-batch means (and so depends on the number of GPUs).
 
-Truncated importance sampling (Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training"), off by
-default: each token's policy term is multiplied by min(exp(old_logp - behaviour_logp), cap), a constant to the gradient, which pays
-for a sampler whose probabilities are not the trainer's. It multiplies the clipped term as a whole; the KL term is left alone.
+Truncated importance sampling (Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training"), off
+by default: each token's policy term is multiplied by min(exp(old_logp - behaviour_logp), cap), a constant to the gradient,
+which pays for a sampler whose probabilities are not the trainer's. The clipped term is multiplied as a whole, KL is not.
 """
 
 import jax
@@ -40,7 +40,7 @@ def policy_loss(
     add up over the micro-batches. Metrics, all weighted like the loss: `policy_loss`, `kl` (0 without ref_logp_BT),
     `clip_fraction` (the clipped branch was larger), `dual_clip_fraction`, `ratio`. Tokens outside the mask may hold anything.
 
-    tis_cap > 0 weighs tokens by truncated importance sampling against the sampler's behaviour_logp_BT, which it needs (ValueError),
+    tis_cap > 0 weighs tokens by truncated importance sampling against the sampler's behaviour_logp_BT (ValueError without it)
     and adds the metrics `tis_weight` and `tis_clip_fraction` (tokens whose weight the cap cut).
     """
     if tis_cap and behaviour_logp_BT is None:

@@ -1,9 +1,9 @@
 """Weight-only int8: a matrix as int8 values and one float32 scale per output channel, and products with it.
 
-Symmetric: w ~ values * scale with scale = max |w| / 127 over the inputs of each output channel. The scale multiplies the product,
-so that a decoded token reads one byte a weight and no floating-point copy of the matrix is ever stored. Activations stay as they
-are. Written here because the libraries do something else: qwix 0.1.8 multiplies the whole matrix by its scales in float32 before a
-product with floating-point activations, and aqtp rounds the activations too.
+Symmetric: w ~ values * scale with scale = max |w| / 127 over the inputs of each output channel. The scale multiplies the
+product, so that a decoded token reads one byte a weight. Activations stay as they are. Written here because the libraries do
+something else: qwix 0.1.8 multiplies the whole matrix by its scales in float32 before a product with floating-point
+activations, and aqtp rounds the activations too.
 
 Shapes: D embed, V vocab; a matrix is [*inputs, *outputs].
 """
@@ -25,19 +25,20 @@ class Quantised:
 
 
 def quantise(x: jax.Array, axes: int | tuple[int, ...]) -> Quantised:
-    """x in int8 with one scale for all entries along `axes`, which the scale does not have. NaN and infinity make a scale that is
-    not finite, so that they are not lost."""
+    """x in int8 with one scale for all entries along `axes`, which the scale does not have.
+
+    NaN and infinity make a scale that is not finite, so that they are not lost."""
     x = x.astype(jnp.float32)
     scale = jnp.maximum(jnp.max(jnp.abs(x), axis=axes, keepdims=True) / 127.0, 1e-30)
     return Quantised(jnp.round(x / scale).astype(jnp.int8), jnp.squeeze(scale, axes))
 
 
 def product(equation: str, x: jax.Array, w: jax.Array | Quantised, *, dtype=None) -> jax.Array:
-    """einsum(equation, x, w) in `dtype` (default: that of x) with a plain matrix or a quantised one, whose output axes must come
+    """einsum(equation, x, w) in `dtype` (default: that of x); w is a plain matrix, or a quantised one whose output axes come
     last in the result."""
     if not isinstance(w, Quantised):
         return jnp.einsum(equation, x, w, preferred_element_type=dtype)
-    # Tied to x, the conversion stays where it is used: XLA moves it out of the decoding loop, with a copy of all weights in memory.
+    # Tied to x, the conversion stays in the decoding loop: XLA would move it out and keep a floating-point copy of all weights.
     x, values = jax.lax.optimization_barrier((x, w.values))
     out = jnp.einsum(equation, x, values.astype(x.dtype), preferred_element_type=jnp.float32)
     return (out * w.scale).astype(dtype or x.dtype)

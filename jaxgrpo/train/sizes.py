@@ -176,7 +176,7 @@ def memory_table(config: Config, model: ModelConfig) -> dict[str, int]:
 
 
 def _rollout_weight_bytes(config: Config, model: ModelConfig, mesh) -> int:
-    """Bytes on one device of the rollout mesh: in rollout.dtype, or of int8 matrices with a float32 scale per output channel."""
+    """Bytes on one device of the rollout mesh, all in rollout.dtype, or the matrices in int8 with float32 scales."""
     total = 0
     for spec in parameter_table(model):
         share = _share(spec.axes, spec.shape, mesh)

@@ -1,8 +1,8 @@
 """GRPO written again, token by token in float64 NumPy from the formulas of the published code, as the tests' reference.
 
 Advantages: (r - mean) / (std + eps) with the n - 1 deviation; a group of one has mean 0 and deviation 1. Loss of a token:
-max(-A r, -A clip(r, 1 - low, 1 + high)), for A < 0 at most -A c; plus kl_coef times a KL estimate clipped to [-10, 10]. Truncated importance sampling: the policy term of a token
-times min(exp(old - behaviour), cap), which is a constant to the gradient.
+max(-A r, -A clip(r, 1 - low, 1 + high)), for A < 0 at most -A c; plus kl_coef times a KL estimate clipped to [-10, 10].
+Truncated importance sampling: the policy term times min(exp(old - behaviour), cap), which is a constant to the gradient.
 """
 
 import numpy as np
