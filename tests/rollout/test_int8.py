@@ -160,6 +160,6 @@ def test_slots_and_order_do_not_change_a_bit_in_int8_either(model):
 def test_the_decoding_loop_carries_int8_weights_and_no_floating_point_copy_of_them(model):
     engine, weights = engine_of(model, **INT8)
     program = engine._decode.lower(weights, engine.init_decode_state()).compile().as_text()
-    (loop,) = re.findall(r"= (\(.*\)) while\(.*decode", program)
+    loop = max(re.findall(r"= (\(.*\)) while\(", program), key=len)
     carried = re.findall(r"(\w+)\[64,96\]", loop)  # the gate and up matrices
-    assert set(carried) == {"s8"} and len(carried) == 2 * model.config.layers
+    assert carried == ["s8"] * 2 * model.config.layers
