@@ -83,7 +83,7 @@ def assert_same_up_to_ties(model, requests, responses, reference) -> None:
 
 
 def perturbed_gap(model, request, key, said_before) -> float:
-    """Lead of the best over the second best of logits / temperature + Gumbel noise (- log E), at the token after `said_before`."""
+    """Lead of the best over the second best of logits / temperature + Gumbel noise, at the token after `said_before`."""
     logits_V = trainer_logits(model, np.concatenate([request.prompt, np.array(said_before, np.int32)]))[-1]
     noise_V = exponential_noise(key[None], np.array([len(said_before)]), len(logits_V))[0]
     best = np.sort(logits_V / request.sampling.temperature - np.log(noise_V))[-2:]

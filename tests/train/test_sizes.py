@@ -42,7 +42,7 @@ def test_sizes_of_a_small_run_on_eight_cpu_devices():
     assert config.train.micro_rows == 16, "16 sequences of a minibatch, two on each device"
     assert config.rollout.slots == 32, "all sequences of a step"
     assert config.rollout.tensor == 1
-    assert config.rollout.chunk == 9
+    assert config.rollout.chunk == 4
     assert config.rollout.prefill_tokens == 48
     assert config.reward.workers == len(os.sched_getaffinity(0))
 
@@ -56,7 +56,7 @@ def test_sizes_of_the_paper_recipe_on_eight_accelerators():
     held = (4 + 8 + 2) * ((total - replicated) // 8 + replicated)  # float32 weights and moments, bfloat16 reference
     assert config.rollout.slots == 8 * int(0.8 * (device_bytes - held - 2 * total) // per_slot)
     assert config.train.micro_rows == 8, "a row of 6,144 tokens on each device"
-    assert config.rollout.chunk == 64
+    assert config.rollout.chunk == 32
     assert config.rollout.prefill_tokens == 8192
 
 
