@@ -127,7 +127,7 @@ def _slots(config: Config, model: ModelConfig, devices: int) -> int:
 
 
 def _wanted_slots(config: Config, replicas: int) -> int:
-    """A quarter of a step's sequences, so that a slot whose sequence ends takes the next one instead of waiting for the longest,
+    """A quarter of a step's sequences, so that a slot whose sequence ends takes the next instead of waiting for the longest,
     but no fewer than use the hardware well; all of them where responses are so short that they end together."""
     sequences = config.data.prompts_per_step * config.rollout.samples
     if config.rollout.max_new_tokens <= 2 * MIN_CHUNK:
