@@ -13,9 +13,11 @@ from jaxgrpo.train.rows import Sequence, pack
 from jaxgrpo.train.state import cast_params, init_state, make_optimizer
 from jaxgrpo.train.step import make_score, make_update, rows_sharding
 
+WARM_UP = 2  # the first step compiles, the second once more for a state that comes out of an update
+
 
 def bench_step(bench: Bench, peaks: dict) -> dict:
-    """The figures of `task.repeats` steps after one that compiles: the policy is handed over, samples, is scored together with
+    """The figures of `task.repeats` steps after the warm-up: the policy is handed over, samples, is scored together with
     the frozen reference, and is updated once with gradients accumulated over all sequences."""
     task, config, model = bench.task, bench.config, bench.model
     optimizer = make_optimizer(config.optim)
@@ -27,7 +29,7 @@ def bench_step(bench: Bench, peaks: dict) -> dict:
     )
     bench.engine.compile(bench.engine.load_params(state.params))
     steps, rollouts, updates = [], [], []
-    for _ in range(task.repeats + 1):
+    for _ in range(WARM_UP + task.repeats):
         whole, watch = Stopwatch(), Stopwatch()
         responses = generate(bench.engine, bench.engine.load_params(state.params), bench.requests)
         rollouts.append(watch.seconds())
@@ -50,8 +52,8 @@ def bench_step(bench: Bench, peaks: dict) -> dict:
     counter = FlopCounter.of(model)
     generation = counter.generate(np.full(task.prompts, task.prompt_len), bench.lengths_PG)
     needed = generation + 4 * counter.forward(lengths.reshape(-1))  # reference, and forward and backward of the update
-    wall = {name: spread([w for w, _ in pairs[1:]]) for name, pairs in _named(steps, rollouts, updates)}
-    cpu = {name: spread([c for _, c in pairs[1:]]) for name, pairs in _named(steps, rollouts, updates)}
+    wall = {name: spread([w for w, _ in pairs[WARM_UP:]]) for name, pairs in _named(steps, rollouts, updates)}
+    cpu = {name: spread([c for _, c in pairs[WARM_UP:]]) for name, pairs in _named(steps, rollouts, updates)}
     return {
         "step_s": wall["step"]["median"],
         "step_tokens_per_s": lengths.sum() / wall["step"]["median"],

@@ -67,8 +67,8 @@ class EngineSettings:
         times two thirds of the next larger one, none too small for the longest prompt."""
         most, least = self.blocks(self.cache_length), self.blocks(self.max_prompt + 1)
         sizes = [most]
-        while len(sizes) < 5 and (smaller := max(least, math.ceil(sizes[-1] / 1.5))) < sizes[-1]:
-            sizes.append(smaller)
+        while len(sizes) < 5 and sizes[-1] > least:
+            sizes.append(max(least, min(sizes[-1] - 1, math.ceil(sizes[-1] / 1.5))))
         return tuple(reversed(sizes))
 
     @property

@@ -1,18 +1,10 @@
 """The sampler's log-probabilities against the full forward pass of the trainer."""
 
-import jax
 import numpy as np
 import pytest
-from engines import engine_of, prompts_of, requests_of, trainer_logits
+from engines import engine_of, prompts_of, requests_of, trainer_logps
 
 from jaxgrpo.rollout.scheduler import generate
-
-
-def trainer_logps(model, prompt, tokens, temperature: float) -> np.ndarray:
-    logits_TV = trainer_logits(model, np.concatenate([prompt, tokens]))
-    logps_TV = np.asarray(jax.nn.log_softmax(logits_TV / temperature))
-    positions = np.arange(len(prompt) - 1, len(prompt) + len(tokens) - 1)
-    return logps_TV[positions, tokens]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
