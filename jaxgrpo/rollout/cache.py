@@ -4,7 +4,7 @@ Every block is multiplied by a product of one shape, however many blocks there a
 nothing adds exact zeros: what a sequence says does not depend, to the bit, on how long the others are. Growing or shrinking the
 cache with the longest sequence copies whole blocks, so that decoding reads no further than it must.
 
-Shapes: n blocks, B slots, R prompts of a prefill, M slots of an insert, T positions of a block, K kv heads, H head size.
+Shapes: n blocks, B slots, R prompts of a prefill, T positions of a block, K kv heads, H head size.
 """
 
 from dataclasses import dataclass
@@ -26,8 +26,8 @@ LOGICAL_AXES = {  # B is "batch" in the slots' cache; a prefix is the same on ev
 @partial(jax.tree_util.register_dataclass, data_fields=["k", "v", "k_scale", "v_scale"], meta_fields=[])
 @dataclass(frozen=True)
 class LayerCache:
-    """K [n, B, K, H, T] and V [n, B, K, T, H]: on CPU the score product over [.., T, H] would be eight times slower. In int8 both
-    have a float32 scale [n, B, K, T] per position and head; otherwise the scales are None."""
+    """K [n, B, K, H, T] and V [n, B, K, T, H]: on CPU the score product over [.., T, H] would be eight times slower. In int8
+    both have a float32 scale [n, B, K, T] per position and head; otherwise the scales are None."""
 
     k: jax.Array
     v: jax.Array
@@ -78,12 +78,12 @@ def write(cache: LayerCache, position_B: jax.Array, k_BKH: jax.Array, v_BKH: jax
     )
 
 
-def insert(cache: LayerCache, prefix: LayerCache, row, slot_M: jax.Array) -> LayerCache:
-    """Copy one prompt's blocks into slots; a slot number of B or more is dropped."""
+def insert(cache: LayerCache, prefix: LayerCache, row, slot) -> LayerCache:
+    """Copy one prompt's blocks into one slot."""
 
     def put(old, new):
-        window = jax.lax.dynamic_index_in_dim(new, row, axis=1)
-        return old.at[: new.shape[0], slot_M].set(jnp.broadcast_to(window, (new.shape[0], len(slot_M), *new.shape[2:])))
+        window = jax.lax.dynamic_slice_in_dim(new, row, 1, axis=1)
+        return jax.lax.dynamic_update_slice(old, window, (0, slot, *(0,) * (old.ndim - 2)))
 
     return jax.tree.map(put, cache, prefix)
 

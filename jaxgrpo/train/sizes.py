@@ -15,10 +15,12 @@ from jaxgrpo.model.parameters import parameter_table
 from jaxgrpo.parallel.mesh import mesh_shape, rollout_tensor_size
 from jaxgrpo.parallel.sharding import partition_spec
 from jaxgrpo.rollout.layout import input_axes
+from jaxgrpo.rollout.settings import block_length
 
 GIB = 2**30
 CPU_CACHE_GIB = 2.0
-CPU_CHUNK, MAX_CHUNK = 16, 64
+MIN_CHUNK, MAX_CHUNK = 4, 32  # a slot that ends waits one and a half chunks for its next sample
+MIN_SLOTS = 64  # of a replica: fewer rows waste the hardware
 MICRO_TOKENS = 8192  # tokens of one device's share of a micro-batch, unless one row is longer
 
 AUTO_KEYS = (
@@ -68,9 +70,7 @@ def resolve_sizes(config: Config, model: ModelConfig, devices: int, device_bytes
     elif devices % config.rollout.tensor:
         raise ConfigError(f"rollout.tensor={config.rollout.tensor} does not divide the {devices} devices.")
     on_cpu = device_bytes is None
-    changes["rollout.chunk"] = config.rollout.chunk or min(
-        CPU_CHUNK if on_cpu else MAX_CHUNK, max(1, config.rollout.max_new_tokens - 1)
-    )
+    changes["rollout.chunk"] = config.rollout.chunk or _chunk(config.rollout.max_new_tokens)
     changes["rollout.prefill_tokens"] = config.rollout.prefill_tokens or max(
         config.data.max_prompt_tokens, min(8192, config.data.prompts_per_step * config.data.max_prompt_tokens)
     )
@@ -81,6 +81,10 @@ def resolve_sizes(config: Config, model: ModelConfig, devices: int, device_bytes
         config = replace(config, {"rollout.cache_gib": budget})
     config = replace(config, {"rollout.slots": _slots(config, model, devices)})
     return replace(config, {"train.micro_rows": _micro_rows(config, data * fsdp)})
+
+
+def _chunk(max_new: int) -> int:
+    return max(1, min(max_new - 1, max(MIN_CHUNK, min(MAX_CHUNK, max_new // 128))))
 
 
 def _cache_budget(config: Config, model: ModelConfig, device_bytes: int) -> float:
@@ -102,7 +106,7 @@ def _held(config: Config, model: ModelConfig) -> int:
 
 def _slots(config: Config, model: ModelConfig, devices: int) -> int:
     replicas = devices // config.rollout.tensor
-    wanted = config.data.prompts_per_step * config.rollout.samples
+    wanted = _wanted_slots(config, replicas)
     per_slot = cache_bytes_per_slot(config, model)
     fit = int(config.rollout.cache_gib * GIB // per_slot) * replicas
     if config.rollout.slots:
@@ -124,15 +128,25 @@ def _slots(config: Config, model: ModelConfig, devices: int) -> int:
     return min(-(-wanted // replicas) * replicas, fit)
 
 
+def _wanted_slots(config: Config, replicas: int) -> int:
+    """A quarter of a step's sequences, so that a slot whose sequence ends takes the next instead of waiting for the longest,
+    but no fewer than use the hardware well; all of them where responses are so short that they end together."""
+    sequences = config.data.prompts_per_step * config.rollout.samples
+    if config.rollout.max_new_tokens <= 2 * MIN_CHUNK:
+        return sequences
+    return max(-(-sequences // 4), min(sequences, MIN_SLOTS * replicas))
+
+
 def cache_bytes_per_slot(config: Config, model: ModelConfig) -> int:
     """KV cache of one sequence on each device of its replica. K/V heads that do not divide by `tensor` are on all of them."""
     tensor = config.rollout.tensor
     heads = model.kv_heads // tensor if model.kv_heads % tensor == 0 else model.kv_heads
-    length = config.data.max_prompt_tokens + config.rollout.max_new_tokens
+    longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
+    block = block_length(longest)
     vector = model.head_dim * _itemsize(config.rollout.cache_dtype or config.rollout.dtype)
     if config.rollout.cache_dtype == "int8":
         vector += 4  # its float32 scale
-    return 2 * model.layers * heads * length * vector
+    return 2 * model.layers * heads * -(-longest // block) * block * vector
 
 
 def _micro_rows(config: Config, batch_devices: int) -> int:

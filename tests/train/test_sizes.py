@@ -45,9 +45,9 @@ def test_sizes_of_a_small_run_on_eight_cpu_devices():
     assert (config.mesh.data, config.mesh.fsdp, config.mesh.tensor) == (1, 8, 1)
     assert config.train.row_tokens == 16
     assert config.train.micro_rows == 16, "16 sequences of a minibatch, two on each device"
-    assert config.rollout.slots == 32, "all sequences of a step"
+    assert config.rollout.slots == 32, "all sequences of a step: they are few"
     assert config.rollout.tensor == 1
-    assert config.rollout.chunk == 9
+    assert config.rollout.chunk == 4
     assert config.rollout.prefill_tokens == 48
     assert config.reward.workers == len(os.sched_getaffinity(0))
 
@@ -59,9 +59,11 @@ def test_sizes_of_the_paper_recipe_on_eight_accelerators():
     assert cache_bytes_per_slot(config, qwen("0.5b")) == per_slot
     total, replicated = 494_032_768, 49 * 896 + 24 * (14 * 64 + 2 * 2 * 64)  # norms and biases lie on every device
     held = (4 + 8 + 2) * ((total - replicated) // 8 + replicated)  # float32 weights and moments, bfloat16 reference
-    assert config.rollout.slots == 8 * int(0.8 * (device_bytes - held - 2 * total) // per_slot)
+    assert config.rollout.slots == 1024, "a quarter of 4,096 sequences"
+    crowded = resolve_sizes(Config(), qwen("0.5b"), 8, 10 * GIB)
+    assert crowded.rollout.slots == 8 * int(0.8 * (10 * GIB - held - 2 * total) // per_slot) < 1024, "what the memory holds"
     assert config.train.micro_rows == 8, "a row of 6,144 tokens on each device"
-    assert config.rollout.chunk == 64
+    assert config.rollout.chunk == 32
     assert config.rollout.prefill_tokens == 8192
 
 
