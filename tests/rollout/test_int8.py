@@ -14,9 +14,11 @@ from jaxgrpo.model.attention import attend_blocks
 from jaxgrpo.model.parameters import parameter_table
 from jaxgrpo.model.quantised import Quantised, quantise
 from jaxgrpo.model.qwen2 import Qwen2
+from jaxgrpo.parallel.mesh import rollout_mesh, trainer_mesh
 from jaxgrpo.rollout import cache as kv
 from jaxgrpo.rollout.layout import make_handover
 from jaxgrpo.rollout.scheduler import generate
+from jaxgrpo.train.state import parameter_shardings
 from tests.model.tiny_hf_model import write_tiny_model
 
 MATRICES = {"q_w", "k_w", "v_w", "o_w", "gate_w", "up_w", "down_w"}
@@ -96,6 +98,17 @@ def test_eight_devices_store_the_same_bits_as_one(model):
     one, eight = (engine_of(model, *mesh, **INT8)[1] for mesh in ((1, 1), (4, 2)))
     assert jax.tree.structure(one) == jax.tree.structure(eight)
     assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True))
+
+
+def test_the_hand_over_moves_int8_from_device_to_device(model):
+    mesh = trainer_mesh((1, 8, 1))
+    shardings = parameter_shardings(model.config, mesh)
+    params = {n: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=shardings[n]) for n, p in model.params.items()}
+    handover = make_handover(model.config, rollout_mesh(mesh, 1), "float32", "int8")
+    program = handover.lower(params).compile().as_text()
+    moved = re.findall(r"= (\w+)\[([\d,]*)\]\S* (?:all-gather|all-to-all|collective-permute)\(", program)
+    matrices = [dtype for dtype, shape in moved if "," in shape]
+    assert matrices and set(matrices) == {"s8"}
 
 
 def test_the_cache_is_stored_in_int8_with_a_scale_per_position_and_head(model):
