@@ -50,6 +50,8 @@ class RolloutConfig:
     prefill_tokens: int = 0  # auto: prompt tokens prefilled per dispatch
     tensor: int = 0  # auto: devices that share one replica of the sampler
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    weights: Literal["", "int8"] = ""  # of the sampler's matrices; "": rollout.dtype. With int8 set algo.tis_cap
+    cache_dtype: Literal["", "int8"] = ""  # of the KV cache; "": rollout.dtype
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class AlgoConfig:
     kl_coef: float = 0.001
     kl: Literal["k1", "k2", "k3"] = "k3"
     aggregation: Literal["token-mean", "seq-mean-token-mean"] = "token-mean"
+    tis_cap: float = 0.0  # truncated importance sampling: most weight of a token; 0 = off
 
 
 @dataclass(frozen=True)
@@ -269,9 +272,9 @@ def to_yaml(config: Config) -> str:
 _AT_LEAST = {
     0: """
     seed data.epochs rollout.slots rollout.cache_gib rollout.chunk rollout.prefill_tokens rollout.tensor rollout.top_k
-    rollout.min_p reward.workers algo.kl_coef algo.clip_low algo.clip_high optim.lr optim.warmup_updates optim.weight_decay
-    train.steps train.row_tokens train.micro_rows warmup.steps warmup.lr warmup.corrupt_lr warmup.corrupt_steps
-    warmup.corruption eval.every eval.limit eval.temperature mesh.fsdp
+    rollout.min_p reward.workers algo.kl_coef algo.clip_low algo.clip_high algo.tis_cap optim.lr optim.warmup_updates
+    optim.weight_decay train.steps train.row_tokens train.micro_rows warmup.steps warmup.lr warmup.corrupt_lr
+    warmup.corrupt_steps warmup.corruption eval.every eval.limit eval.temperature mesh.fsdp
     """,
     1: """
     data.prompts_per_step data.max_prompt_tokens rollout.samples rollout.max_new_tokens train.minibatch_prompts train.unroll

@@ -13,6 +13,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from jaxgrpo.model.quantised import quantise
+
 LOGICAL_AXES = {  # B is "batch" in the slots' cache; a prefix is the same on every replica
     "k": ("kv_heads", None, None),
     "v": ("kv_heads", None, None),
@@ -44,13 +46,6 @@ def empty(blocks: int, slots: int, kv_heads: int, head_dim: int, block: int, dty
     )
 
 
-def quantise(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(int8 values, float32 scale) of x [..., H], one symmetric scale per vector of H."""
-    x = x.astype(jnp.float32)
-    scale = jnp.maximum(jnp.max(jnp.abs(x), axis=-1) / 127.0, 1e-30)
-    return jnp.round(x / scale[..., None]).astype(jnp.int8), scale
-
-
 def from_prompts(k_RSKH: jax.Array, v_RSKH: jax.Array, block: int, dtype) -> LayerCache:
     """The cache of freshly computed prompts, B = R; positions are padded with zeros up to whole blocks."""
     R, S, K, H = k_RSKH.shape
@@ -64,10 +59,10 @@ def from_prompts(k_RSKH: jax.Array, v_RSKH: jax.Array, block: int, dtype) -> Lay
 
 
 def _stored(k_nBKTH: jax.Array, v_nBKTH: jax.Array, dtype) -> LayerCache:
-    k_scale = v_scale = None
     if jnp.dtype(dtype) == jnp.int8:
-        (k_nBKTH, k_scale), (v_nBKTH, v_scale) = quantise(k_nBKTH), quantise(v_nBKTH)
-    return LayerCache(k_nBKTH.swapaxes(-1, -2).astype(dtype), v_nBKTH.astype(dtype), k_scale, v_scale)
+        k, v = quantise(k_nBKTH, -1), quantise(v_nBKTH, -1)
+        return LayerCache(k.values.swapaxes(-1, -2), v.values, k.scale, v.scale)
+    return LayerCache(k_nBKTH.swapaxes(-1, -2).astype(dtype), v_nBKTH.astype(dtype))
 
 
 def write(cache: LayerCache, position_B: jax.Array, k_BKH: jax.Array, v_BKH: jax.Array) -> LayerCache:

@@ -45,7 +45,7 @@ class Engine:
     def __init__(self, config: ModelConfig, settings: EngineSettings, mesh, *, tokenizer=None):
         settings.check(config.vocab, mesh.shape["replica"])
         self.config, self.settings, self._mesh, self._tokenizer = config, settings, mesh, tokenizer
-        self._handover = make_handover(config, mesh, jax.numpy.dtype(settings.dtype))
+        self._handover = make_handover(config, mesh, settings.dtype, settings.weights)
         state, prefix = self._state_shardings(), self._prefix_shardings()
         self._init = jax.jit(partial(programs.empty_state, config, settings), static_argnames="blocks", out_shardings=state)
         self._prefill = jax.jit(partial(programs.prefill, config, settings, mesh), out_shardings=prefix)

@@ -55,6 +55,9 @@ class EngineSettings:
                 raise EngineError(f"{name} = {getattr(self, name)}: the engine needs at least 1.")
         if self.slots % replicas:
             raise EngineError(f"{self.slots} slots do not divide over {replicas} replicas: set rollout.slots to a multiple.")
+        for name in ("weights", "cache_dtype"):
+            if getattr(self, name) not in (self.dtype, "int8"):
+                raise EngineError(f"{name} = {getattr(self, name)}: the engine knows int8 and its own dtype, {self.dtype}.")
         bad = [i for i in self.stop_ids if not 0 <= i < vocab]
         if bad:
             raise EngineError(f"stop token ids {bad} lie outside the vocabulary of {vocab}: mend generation_config.json.")

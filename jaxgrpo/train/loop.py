@@ -255,7 +255,8 @@ class Trainer:
         skipped = int(sum(m["skipped_updates"] for m in measured))
         self.totals.skipped_updates += skipped
         sums, largest = zip(*jax.device_get(differences), strict=True)
-        return {
+        importance = {key: mean(key) for key in ("tis_weight", "tis_clip_fraction") if self.config.algo.tis_cap}
+        return importance | {
             "policy_loss": mean("policy_loss"),
             "kl": mean("kl") if self.reference is not None else None,
             "ratio": mean("ratio"),

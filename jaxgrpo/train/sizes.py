@@ -14,6 +14,7 @@ from jaxgrpo.model.config import ModelConfig
 from jaxgrpo.model.parameters import parameter_table
 from jaxgrpo.parallel.mesh import mesh_shape, rollout_tensor_size
 from jaxgrpo.parallel.sharding import partition_spec
+from jaxgrpo.rollout.layout import input_axes
 from jaxgrpo.rollout.settings import block_length
 
 GIB = 2**30
@@ -62,7 +63,8 @@ def resolve_sizes(config: Config, model: ModelConfig, devices: int, device_bytes
         )
     changes = {"mesh.fsdp": fsdp, "train.row_tokens": config.train.row_tokens or longest}
     if not config.rollout.tensor:
-        weights = sum(int(np.prod(s.shape)) for s in parameter_table(model)) * _itemsize(config.rollout.dtype)
+        whole = jax.sharding.AbstractMesh((1, 1), ("replica", "tensor"))
+        weights = _rollout_weight_bytes(config, model, whole)
         free = None if device_bytes is None else device_bytes - _held(replace(config, changes | {"rollout.tensor": 1}), model)
         changes["rollout.tensor"] = rollout_tensor_size(model.heads, devices, weights, free)
     elif devices % config.rollout.tensor:
@@ -141,7 +143,10 @@ def cache_bytes_per_slot(config: Config, model: ModelConfig) -> int:
     heads = model.kv_heads // tensor if model.kv_heads % tensor == 0 else model.kv_heads
     longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
     block = block_length(longest)
-    return 2 * model.layers * heads * model.head_dim * -(-longest // block) * block * _itemsize(config.rollout.dtype)
+    vector = model.head_dim * _itemsize(config.rollout.cache_dtype or config.rollout.dtype)
+    if config.rollout.cache_dtype == "int8":
+        vector += 4  # its float32 scale
+    return 2 * model.layers * heads * -(-longest // block) * block * vector
 
 
 def _micro_rows(config: Config, batch_devices: int) -> int:
@@ -165,14 +170,13 @@ def memory_table(config: Config, model: ModelConfig) -> dict[str, int]:
     """Bytes per device by kind, from shapes and the sharding rules alone: nothing is compiled and no device is touched.
 
     parameters and optimiser are the float32 master state; gradients exist during an update; the reference and the rollout
-    weights are in their compute dtypes; the cache is that of all slots of a replica.
+    weights are in their own dtypes (int8 with its scales); the cache is that of all slots of a replica.
     """
     mesh = jax.sharding.AbstractMesh((config.mesh.data, config.mesh.fsdp, config.mesh.tensor), ("data", "fsdp", "tensor"))
     devices = config.mesh.data * config.mesh.fsdp * config.mesh.tensor
     replicas = devices // config.rollout.tensor
     rollout = jax.sharding.AbstractMesh((replicas, config.rollout.tensor), ("replica", "tensor"))
-    trained = sum(_share(spec, mesh) for spec in parameter_table(model))
-    sampled = sum(_share(spec, rollout) for spec in parameter_table(model))
+    trained = sum(_share(spec.axes, spec.shape, mesh) for spec in parameter_table(model))
     moments = {"adamw": 2, "sgd": 0}[config.optim.optimizer]
     reference = trained * _itemsize(config.train.dtype) if config.algo.kl_coef else 0
     return {
@@ -180,18 +184,32 @@ def memory_table(config: Config, model: ModelConfig) -> dict[str, int]:
         "optimiser": 4 * moments * trained,
         "gradients": 4 * trained,
         "reference": reference,
-        "rollout weights": sampled * _itemsize(config.rollout.dtype),
+        "rollout weights": _rollout_weight_bytes(config, model, rollout),
         "KV cache": config.rollout.slots // replicas * cache_bytes_per_slot(config, model),
     }
 
 
-def _share(spec, mesh) -> int:
-    """Elements of a parameter on one device."""
+def _rollout_weight_bytes(config: Config, model: ModelConfig, mesh) -> int:
+    """Bytes on one device of the rollout mesh, all in rollout.dtype, or the matrices in int8 with float32 scales."""
+    total = 0
+    for spec in parameter_table(model):
+        share = _share(spec.axes, spec.shape, mesh)
+        inputs = input_axes(spec, model.tied)
+        if config.rollout.weights == "int8" and inputs:
+            kept = [axis for axis in range(len(spec.shape)) if axis not in inputs]
+            total += share + 4 * _share(tuple(spec.axes[a] for a in kept), tuple(spec.shape[a] for a in kept), mesh)
+        else:
+            total += share * _itemsize(config.rollout.dtype)
+    return total
+
+
+def _share(axes: tuple[str, ...], shape: tuple[int, ...], mesh) -> int:
+    """Elements on one device of an array with these logical axes."""
     split = 1
-    for entry in partition_spec(spec.axes, spec.shape, mesh):
+    for entry in partition_spec(axes, shape, mesh):
         for axis in (entry,) if isinstance(entry, str) else entry or ():
             split *= mesh.shape[axis]
-    return int(np.prod(spec.shape)) // split
+    return int(np.prod(shape)) // split
 
 
 def device_memory(device) -> int | None:
