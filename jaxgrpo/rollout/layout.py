@@ -16,8 +16,11 @@ from jaxgrpo.parallel.sharding import named_sharding
 
 
 def input_axes(spec: ParameterSpec, tied: bool) -> tuple[int, ...]:
-    """The axes over which one int8 scale reaches, () for what stays in the compute dtype: norms, biases, and the embedding of
-    an untied model, of which a token reads one row. A tied embedding is also the output matrix: one scale per row."""
+    """The axes over which one int8 scale reaches, () for what stays in the compute dtype.
+
+    That is norms, biases, and the embedding of an untied model, of which a token reads one row. A tied embedding is also the
+    output matrix, transposed: it has a scale per row.
+    """
     if spec.name == "embed":
         return (1,) if tied else ()
     first = int(spec.stacked)

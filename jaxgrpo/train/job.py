@@ -215,9 +215,9 @@ def prepare(config: Config) -> Job:
         stop_ids=stop_ids,
         pad_id=pad_id,
         dtype=config.rollout.dtype,
-        truncate=training_sampling(config).truncates(),
         weights=config.rollout.weights,
         cache_dtype=config.rollout.cache_dtype,
+        truncate=training_sampling(config).truncates(),
     )
     engine = Engine(source.config, settings, rollout_mesh(mesh, config.rollout.tensor), tokenizer=tokenizer)
     pool = GraderPool(config.reward.workers, config.reward.cpu_seconds, config.reward.wall_seconds)

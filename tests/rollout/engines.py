@@ -1,13 +1,12 @@
 """Small models, engines and requests for the rollout tests."""
 
-from functools import cache, partial
+from functools import cache
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxgrpo.model import load_hf
-from jaxgrpo.model.qwen2 import Qwen2, hidden_states, output_logits
+from jaxgrpo.model.qwen2 import Qwen2
 from jaxgrpo.rollout.engine import Engine, EngineSettings
 from jaxgrpo.rollout.sampling import Sampling, sample_keys
 from jaxgrpo.rollout.scheduler import Request
@@ -38,25 +37,21 @@ def engine_of(model: Qwen2, replicas: int = 1, tensor: int = 1, **changes) -> tu
     return engine, engine.load_params(model.params)
 
 
-@partial(jax.jit, static_argnames=("config", "dtype"))
-def _forward(params, tokens_BT, config, dtype):
-    places_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-    x_BTD = hidden_states(params, config, tokens_BT, places_BT, jnp.ones_like(tokens_BT), dtype=jnp.dtype(dtype))
-    return output_logits({name: value.astype(dtype) for name, value in params.items()}, x_BTD)
+_forward = jax.jit(lambda model, tokens_BT: model(tokens_BT))
 
 
-def trainer_logits(model: Qwen2, tokens_T, dtype: str = "float32", policy=None) -> np.ndarray:
-    """Logits [T, V] of the trainer's full forward pass of the model (or of the parameters `policy`); padded on the right, which
-    causal attention does not see."""
+def trainer_logits(model: Qwen2, tokens_T) -> np.ndarray:
+    """Logits [T, V] of the trainer's full forward pass; padded on the right, which causal attention does not see."""
     tokens_T = np.asarray(tokens_T, np.int32)
-    padded_BT = np.pad(tokens_T, (0, 64 - len(tokens_T)))[None]
-    return np.asarray(_forward(model.params if policy is None else policy, padded_BT, model.config, dtype)[0, : len(tokens_T)])
+    return np.asarray(_forward(model, np.pad(tokens_T, (0, 64 - len(tokens_T)))[None])[0, : len(tokens_T)])
 
 
-def trainer_logps(model: Qwen2, prompt, tokens, temperature: float, **how) -> np.ndarray:
-    """Log-probabilities of `tokens` after `prompt` by one full forward pass; `how`: see `trainer_logits`."""
-    logps_TV = np.asarray(jax.nn.log_softmax(trainer_logits(model, np.concatenate([prompt, tokens]), **how) / temperature))
-    return logps_TV[np.arange(len(prompt) - 1, len(prompt) + len(tokens) - 1), tokens]
+def trainer_logps(model, prompt, tokens, temperature: float) -> np.ndarray:
+    """Log-probabilities of `tokens` after `prompt` by the trainer's full forward pass."""
+    logits_TV = trainer_logits(model, np.concatenate([prompt, tokens]))
+    logps_TV = np.asarray(jax.nn.log_softmax(logits_TV / temperature))
+    positions = np.arange(len(prompt) - 1, len(prompt) + len(tokens) - 1)
+    return logps_TV[positions, tokens]
 
 
 def prompts_of(lengths, vocab: int = VOCAB, seed: int = 0) -> list[np.ndarray]:

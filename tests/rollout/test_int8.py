@@ -13,6 +13,7 @@ from test_logprobs import INT8, LENGTHS, differences
 from jaxgrpo.model.attention import attend_blocks
 from jaxgrpo.model.parameters import parameter_table
 from jaxgrpo.model.quantised import Quantised, quantise
+from jaxgrpo.model.qwen2 import Qwen2
 from jaxgrpo.rollout import cache as kv
 from jaxgrpo.rollout.layout import make_handover
 from jaxgrpo.rollout.scheduler import generate
@@ -87,7 +88,8 @@ def test_dequantised_weights_are_off_by_half_a_step_of_their_output_channel(mode
 
 def test_the_sampler_with_int8_weights_is_the_trainer_with_the_weights_these_stand_for(model):
     engine, weights = engine_of(model, weights="int8")
-    assert np.abs(differences(model, engine, weights, samples=2, policy=dequantised(weights))).max() <= 1e-4
+    trainer = Qwen2(model.config, dequantised(weights))
+    assert np.abs(differences(trainer, engine, weights, samples=2)).max() <= 1e-4
 
 
 def test_eight_devices_store_the_same_bits_as_one(model):
@@ -161,6 +163,6 @@ def test_slots_and_order_do_not_change_a_bit_in_int8_either(model):
 def test_the_decoding_loop_carries_int8_weights_and_no_floating_point_copy_of_them(model):
     engine, weights = engine_of(model, **INT8)
     program = engine._decode.lower(weights, engine.init_decode_state()).compile().as_text()
-    (loop,) = re.findall(r"= (\(.*\)) while\(.*decode", program)
+    loop = max(re.findall(r"= (\(.*\)) while\(", program), key=len)
     carried = re.findall(r"(\w+)\[64,96\]", loop)  # the gate and up matrices
-    assert set(carried) == {"s8"} and len(carried) == 2 * model.config.layers
+    assert carried == ["s8"] * 2 * model.config.layers

@@ -177,8 +177,7 @@ def test_the_memory_table_counts_int8_weights_and_cache_with_their_scales():
     assert table["KV cache"] == 64 // 16 * (2 * layers * (kv // 4) * 6144 * (head + 4))
 
 
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("tensor", [1, 2, 4])
+@pytest.mark.parametrize("tied, tensor", [(True, 1), (False, 2), (True, 4)])
 def test_the_memory_table_of_int8_weights_is_what_lies_on_a_device(tied, tensor):
     model = dataclasses.replace(TINY, tied=tied)
     config = resolve_sizes(tiny(*INT8, f"rollout.tensor={tensor}"), model, 8, None)
