@@ -231,4 +231,5 @@ def test_the_same_key_and_index_give_the_same_noise_in_any_batch():
 @pytest.mark.parametrize("truncate", [False, True])
 def test_the_compiled_sampler_sorts_nothing(truncate):
     arguments = jnp.zeros((4, 1000)), keys_of(4), jnp.zeros(4, int), batched(*[Sampling()] * 4)
-    assert " sort(" not in draw.lower(*arguments, truncate=truncate).compile().as_text()
+    program = draw.lower(*arguments, truncate=truncate).compile().as_text().lower()
+    assert " sort(" not in program and "topk" not in program
