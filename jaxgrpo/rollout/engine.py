@@ -8,6 +8,7 @@ the longest sequence, a key and sampling numbers per sample, log-probabilities, 
 Shapes: B slots, R prompts of a prefill, M slots of an insert, T prompt bucket.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -18,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxgrpo.model.config import ModelConfig
 from jaxgrpo.model.parameters import parameter_table
-from jaxgrpo.parallel.sharding import named_sharding, replicated
+from jaxgrpo.parallel.sharding import abstract_array, named_sharding, replicated
 from jaxgrpo.rollout import cache as kv
 from jaxgrpo.rollout import programs
 from jaxgrpo.rollout.layout import make_handover
@@ -43,6 +44,7 @@ class Engine:
     with explicit shardings, so that any thread may call them."""
 
     def __init__(self, config: ModelConfig, settings: EngineSettings, mesh, *, tokenizer=None):
+        settings = settings.on(mesh.devices.flat[0].platform, config.head_dim)
         settings.check(config.vocab, mesh.shape["replica"])
         self.config, self.settings, self._mesh, self._tokenizer = config, settings, mesh, tokenizer
         self._handover = make_handover(config, mesh, jax.numpy.dtype(settings.dtype))
@@ -158,6 +160,34 @@ class Engine:
             state, _ = self.generate(params, state) if stepwise else self.decode_chunk(params, state)
         del prefixes
         jax.block_until_ready(self.resize(state, self.settings.cache_blocks[-1] * self.settings.block))
+
+    def lower(self) -> Iterator[tuple[str, jax.stages.Lowered]]:
+        """(name, lowered program) of everything that loading weights, prefill, insert, decoding and resizing run, the largest shapes
+        first. From shapes alone: the mesh may be that of a topology description, without devices."""
+        everywhere, sizes = replicated(self._mesh), self.settings.cache_blocks
+
+        def abstract(shape, dtype=np.int32):
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=everywhere)
+
+        specs = parameter_table(self.config)
+        trained = {s.name: abstract_array(self._mesh, s.axes, s.shape, np.float32) for s in specs}
+        yield "handover", self._handover.lower(trained)
+        params = self._handover.eval_shape(trained)
+        prefixes = {}
+        for bucket in reversed(self.settings.buckets):
+            rows = self.prefill_rows(bucket)
+            inputs = params, abstract((rows, bucket)), abstract((rows,))
+            yield f"prefill {rows} x {bucket}", self._prefill.lower(*inputs)
+            prefixes[bucket] = self._prefill.eval_shape(*inputs)
+        arrays = jax.tree.map(lambda a: abstract(a.shape, a.dtype), placement_arrays([], self.settings.insert_slots, 0))
+        for blocks in reversed(sizes):
+            state, length = self._init.eval_shape(blocks=blocks), blocks * self.settings.block
+            yield f"decode {length}", self._decode.lower(params, state)
+            for bucket, prefix in prefixes.items():
+                yield f"insert {bucket} into {length}", self._insert.lower(prefix, abstract(()), state, *arrays)
+            for other in sizes[max(0, sizes.index(blocks) - 1) : sizes.index(blocks) + 2]:
+                if other != blocks:
+                    yield f"resize {length} to {other * self.settings.block}", self._resize.lower(state.cache[0], other)
 
     def prefill_rows(self, bucket: int) -> int:
         """Prompts that one `prefill_batch` of this bucket takes."""

@@ -1,9 +1,13 @@
 """The sizes of an engine, which its compiled programs depend on, and the error of what it cannot serve."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxgrpo.errors import UserError
+from jaxgrpo.model.decode_attention import BACKENDS, choose_backend
+
+BLOCK = 32  # cache positions of a block
+TPU_BLOCK = 512  # less and the kernel's grid steps cost more than what they read; smaller last dimensions would be padded to 128
 
 
 class EngineError(UserError):
@@ -33,18 +37,26 @@ class EngineSettings:
     cache_dtype: str = ""  # of the KV cache, "int8" for a quantised one; default: dtype
     weights: str = ""  # "int8" for quantised matrices; default: dtype
     truncate: bool = False  # compile top-k, top-p and min-p into the sampler
-    block: int = 32  # cache positions of a block
+    block: int = 0  # cache positions of a block; 0: by the platform, see `on`
+    attention: str = ""  # decoding's backend, see model/decode_attention.py; default: by the platform
     insert_slots: int = 8  # slots that one insert fills
 
     def __post_init__(self):
         object.__setattr__(self, "cache_dtype", self.cache_dtype or self.dtype)
         object.__setattr__(self, "weights", self.weights or self.dtype)
 
+    def on(self, platform: str, head_dim: int) -> "EngineSettings":
+        """These settings with what they leave to the platform filled in."""
+        block = self.block or (TPU_BLOCK if platform == "tpu" else BLOCK)
+        return replace(self, block=block, attention=self.attention or choose_backend(platform, block, head_dim))
+
     def check(self, vocab: int, replicas: int) -> None:
         """EngineError for sizes that no engine with this vocabulary and number of replicas can have."""
         for name in ("slots", "max_prompt", "max_new", "chunk", "prefill_tokens", "block", "insert_slots"):
             if getattr(self, name) < 1:
                 raise EngineError(f"{name} = {getattr(self, name)}: the engine needs at least 1.")
+        if self.attention not in BACKENDS:
+            raise EngineError(f"attention = {self.attention!r}: decoding knows {', '.join(BACKENDS)}.")
         if self.slots % replicas:
             raise EngineError(f"{self.slots} slots do not divide over {replicas} replicas: set rollout.slots to a multiple.")
         bad = [i for i in self.stop_ids if not 0 <= i < vocab]
