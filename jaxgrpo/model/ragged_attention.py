@@ -129,7 +129,13 @@ def _attend_one_block(slot_W, block_W, lengths_B, q, k, v, *rest, transposed: bo
 
 
 def write_position(
-    k_nBKHT: jax.Array, v_nBKTH: jax.Array, position_B: jax.Array, k_BKH: jax.Array, v_BKH: jax.Array, *, interpret: bool = False
+    k_nBKHT: jax.Array,
+    v_nBKTH: jax.Array,
+    position_B: jax.Array,
+    k_BKH: jax.Array,
+    v_BKH: jax.Array,
+    *,
+    interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """The cache with one position a slot replaced, in place where the caller gives it away; a position behind the last block is
     dropped. k_BKH and v_BKH have the cache's dtype."""

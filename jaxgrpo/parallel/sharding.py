@@ -44,11 +44,6 @@ def named_sharding(mesh, axes: tuple[str | None, ...], shape: tuple[int, ...]) -
     return NamedSharding(mesh, partition_spec(axes, shape, mesh))
 
 
-def abstract_array(mesh, axes: tuple[str | None, ...], shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:
-    """Shape, dtype and layout of an array that need not exist, for compiling ahead of time."""
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=named_sharding(mesh, axes, shape))
-
-
 def replicated(mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 

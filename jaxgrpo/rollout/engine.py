@@ -8,7 +8,7 @@ the longest sequence, a key and sampling numbers per sample, log-probabilities, 
 Shapes: B slots, R prompts of a prefill, M slots of an insert, T prompt bucket.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -18,8 +18,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxgrpo.model.config import ModelConfig
-from jaxgrpo.model.parameters import parameter_table
-from jaxgrpo.parallel.sharding import abstract_array, named_sharding, replicated
+from jaxgrpo.model.parameters import abstract_parameters, parameter_table
+from jaxgrpo.parallel.sharding import named_sharding, replicated
 from jaxgrpo.rollout import cache as kv
 from jaxgrpo.rollout import programs
 from jaxgrpo.rollout.layout import make_handover
@@ -161,33 +161,33 @@ class Engine:
         del prefixes
         jax.block_until_ready(self.resize(state, self.settings.cache_blocks[-1] * self.settings.block))
 
-    def lower(self) -> Iterator[tuple[str, jax.stages.Lowered]]:
-        """(name, lowered program) of everything that loading weights, prefill, insert, decoding and resizing run, the largest shapes
-        first. From shapes alone: the mesh may be that of a topology description, without devices."""
+    def programs(self) -> Iterator[tuple[str, Callable, tuple]]:
+        """(name, jitted function, arguments) of everything that generation runs, the largest shapes of each kind first.
+
+        The arguments are shapes with shardings, to `.lower(*arguments)` and compile ahead of time: the mesh may be that of a
+        topology description, without devices.
+        """
         everywhere, sizes = replicated(self._mesh), self.settings.cache_blocks
+        params = self._handover.eval_shape(abstract_parameters(self.config))
 
         def abstract(shape, dtype=np.int32):
             return jax.ShapeDtypeStruct(shape, dtype, sharding=everywhere)
 
-        specs = parameter_table(self.config)
-        trained = {s.name: abstract_array(self._mesh, s.axes, s.shape, np.float32) for s in specs}
-        yield "handover", self._handover.lower(trained)
-        params = self._handover.eval_shape(trained)
         prefixes = {}
         for bucket in reversed(self.settings.buckets):
             rows = self.prefill_rows(bucket)
-            inputs = params, abstract((rows, bucket)), abstract((rows,))
-            yield f"prefill {rows} x {bucket}", self._prefill.lower(*inputs)
-            prefixes[bucket] = self._prefill.eval_shape(*inputs)
-        arrays = jax.tree.map(lambda a: abstract(a.shape, a.dtype), placement_arrays([], self.settings.insert_slots, 0))
-        for blocks in reversed(sizes):
-            state, length = self._init.eval_shape(blocks=blocks), blocks * self.settings.block
-            yield f"decode {length}", self._decode.lower(params, state)
+            arguments = params, abstract((rows, bucket)), abstract((rows,))
+            yield f"prefill {rows} x {bucket}", self._prefill, arguments
+            prefixes[bucket] = self._prefill.eval_shape(*arguments)
+        arrays = placement_arrays([], self.settings.insert_slots, self.settings.slots)
+        placed = jax.tree.map(lambda a: abstract(a.shape, a.dtype), arrays)
+        for i in reversed(range(len(sizes))):
+            state, length = self._init.eval_shape(blocks=sizes[i]), sizes[i] * self.settings.block
+            yield f"decode {length}", self._decode, (params, state)
             for bucket, prefix in prefixes.items():
-                yield f"insert {bucket} into {length}", self._insert.lower(prefix, abstract(()), state, *arrays)
-            for other in sizes[max(0, sizes.index(blocks) - 1) : sizes.index(blocks) + 2]:
-                if other != blocks:
-                    yield f"resize {length} to {other * self.settings.block}", self._resize.lower(state.cache[0], other)
+                yield f"insert {bucket} into {length}", self._insert, (prefix, abstract(()), state, *placed)
+            for other in sizes[max(0, i - 1) : i] + sizes[i + 1 : i + 2]:
+                yield f"resize {length} to {other * self.settings.block}", self._resize, (state.cache[0], other)
 
     def prefill_rows(self, bucket: int) -> int:
         """Prompts that one `prefill_batch` of this bucket takes."""

@@ -7,7 +7,9 @@ from jaxgrpo.errors import UserError
 from jaxgrpo.model.decode_attention import BACKENDS, choose_backend
 
 BLOCK = 32  # cache positions of a block
-TPU_BLOCK = 512  # less and the kernel's grid steps cost more than what they read; smaller last dimensions would be padded to 128
+TPU_BLOCK = (
+    512  # less and the kernel's grid steps cost more than what they read; smaller last dimensions would be padded to 128
+)
 
 
 class EngineError(UserError):
