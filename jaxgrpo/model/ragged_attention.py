@@ -1,13 +1,14 @@
-"""Pallas TPU kernels for decoding over the blocked KV cache: attention that reads no further than each sequence reaches, and the
-write of one position in place.
+"""Pallas TPU kernels for decoding over the blocked KV cache: attention that reads no further than each sequence reaches, and
+the write of one position in place.
 
 XLA's `attend_blocks` reads all n blocks of every slot. Here the grid is a list of the (slot, block) pairs that hold something,
-made on the device from the lengths, so that neither bytes nor grid steps are spent on the rest. XLA's scatter of one position per
-slot wants the cache in a layout of its own and copies all of it into that layout and back in every chunk; the kernel reads and
-writes one tile of 128 positions a slot where it lies.
+made on the device from the lengths, so that neither bytes nor grid steps are spent on the rest. XLA's scatter of one position
+per slot wants the cache in a layout of its own and copies all of it into that layout and back in every chunk; the kernel reads
+and writes one tile of 128 positions a slot where it lies.
 
-TPU arrays are tiled by 128 in their last dimension, and XLA lays an array whose last dimension is smaller than that out with its
-last two dimensions exchanged, if that saves padding. With heads of 64 the kernels therefore see V as [n, B, K, H, T], as it lies.
+TPU arrays are tiled by 128 in their last dimension, and XLA lays an array whose last dimension is smaller than that out with
+its last two dimensions exchanged, if that saves padding. With heads of 64 the kernels therefore see V as [n, B, K, H, T], as it
+lies.
 
 Shapes: n blocks, B slots, T positions of a block, K kv heads, G queries a kv head, H head size, W (slot, block) pairs.
 """

@@ -33,9 +33,9 @@ def check(line: dict) -> None:
         assert program_bytes(program) <= line["memory"], program
     assert peak_bytes(line) <= line["memory"]
     slots = residents(line)["slots"]
-    for kind in ("decode", "insert"):  # the slots are updated where they lie
-        assert line["programs"][kind]["aliased"] == slots
-        assert line["programs"][kind]["temporaries"] < 0.25 * slots
+    for program in (line["programs"][kind] for kind in ("decode", "insert")):  # the slots are updated where they lie
+        assert program["outputs"] - program["aliased"] < 0.01 * slots
+        assert program["temporaries"] < 0.25 * slots
 
 
 def test_every_size_and_every_chip_is_covered():

@@ -31,6 +31,8 @@ from jaxgrpo.train.sizes import GIB, memory_table, resolve_sizes  # noqa: E402
 
 HOST = 4  # chips of one host of a slice
 MEMORY_GIB = {"v5e": 15.75, "v5p": 95.0, "v6e": 31.25}  # what a program can have; v5e and v6e keep some of their 16 and 32 back
+# The compiler searches less for fast instructions: seven times quicker, and the temporaries come out a little larger.
+EFFORT = {"exec_time_optimization_effort": -1.0}
 HOST_TOPOLOGY = {
     "v5e": {4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8"},
     "v5p": {4: "2x2x1", 8: "2x2x2", 16: "2x2x4"},
@@ -99,7 +101,8 @@ def engine_of(case: Case) -> tuple[Engine, int]:
 
 
 def measure(case: Case) -> dict:
-    """Bytes a chip and the processor's compile seconds of the largest program of each kind; raises where one does not compile."""
+    """Bytes a chip and compile seconds (of processor time) of the largest program of each kind; raises where one does not
+    compile."""
     engine, held = engine_of(case)
     programs = {}
     for name, function, arguments in engine.programs():
@@ -107,7 +110,7 @@ def measure(case: Case) -> dict:
         if kind in programs:
             continue
         started = time.process_time()
-        compiled = function.lower(*arguments).compile()
+        compiled = function.lower(*arguments).compile(EFFORT)
         m = compiled.memory_analysis()
         programs[kind] = {
             "name": name,
@@ -160,12 +163,14 @@ NOTES = """\
 # The rollout programs compiled for TPUs
 
 Compiled ahead of time by libtpu {libtpu} with jax {jax} on a machine without a TPU; nothing ran. Each row is one training
-slice with the sizes that `jaxgrpo/train/sizes.py` works out for it (512 prompts x 8 samples, 2048 + 4096 tokens, bfloat16), and
-the programs are those of one host of 4 chips, or of the hosts that share a replica where `tensor` is larger: the largest prefill,
-insert, decode (64 tokens a dispatch) and resize. Columns are GiB a chip. The peak is what training keeps (float32 parameters,
-Adam's moments, the bfloat16 reference), weights, all slots, one prefix, and the temporaries of the hungriest program;
-`of` is what a program can have on that chip. Decoding uses the ragged Pallas kernel with cache blocks of 512 positions. Compile
-seconds are processor time, over all threads.
+slice with the sizes that `jaxgrpo/train/sizes.py` works out for it (512 prompts x 8 samples, 2048 + 4096 tokens, bfloat16). The
+programs are those of one host of 4 chips, or of the hosts that share a replica where `tensor` is larger: the largest prefill,
+insert, decode (64 tokens a dispatch) and resize. Decoding uses the ragged Pallas kernel with cache blocks of 512 positions.
+
+Columns are GiB a chip. The peak is what training keeps (float32 parameters, Adam's moments, the bfloat16 reference), the
+sampler's weights, all slots, one prefix, and what the hungriest program needs besides; `of` is what a program can have on that
+chip. Compile seconds are processor time over all threads, with `exec_time_optimization_effort` at -1: at the default, 0.5B took
+about seven times as long and needed slightly smaller temporaries.
 
     python tests/rollout/tpu_programs.py measure all > lines.jsonl
     python tests/rollout/tpu_programs.py table lines.jsonl > benchmarks/tpu_rollout_programs.md
