@@ -53,7 +53,7 @@ def sample_and_grade(
     seed: int,
     step: int,
     samples: int,
-    temperature: float,
+    sampling: Sampling,
     max_new: int,
 ) -> Graded:
     """Sample `samples` responses to every prompt. Grading starts as each one ends, while others are still being decoded."""
@@ -61,7 +61,7 @@ def sample_and_grade(
         Request(
             p.tokens,
             sample_keys(seed, stream, step, np.full(samples, p.problem.index), np.arange(samples)),
-            Sampling(temperature),
+            sampling,
             max_new,
         )
         for p in prompts

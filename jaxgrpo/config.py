@@ -40,6 +40,9 @@ class DataConfig:
 class RolloutConfig:
     samples: int = 8  # responses per prompt: the group
     temperature: float = 1.0
+    top_k: int = 0  # sample from this many most probable tokens; 0: from all
+    top_p: float = 1.0  # and from the fewest that hold this much probability
+    min_p: float = 0.0  # and from those with at least this share of the largest probability
     max_new_tokens: int = 4096
     slots: int = 0  # auto: sequences decoded at once, as many as the cache budget holds
     cache_gib: float = 0.0  # auto: KV cache budget per device, from the memory that weights and state leave
@@ -47,6 +50,8 @@ class RolloutConfig:
     prefill_tokens: int = 0  # auto: prompt tokens prefilled per dispatch
     tensor: int = 0  # auto: devices that share one replica of the sampler
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    weights: Literal["", "int8"] = ""  # of the sampler's matrices; "": rollout.dtype. With int8 set algo.tis_cap
+    cache_dtype: Literal["", "int8"] = ""  # of the KV cache; "": rollout.dtype
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ class AlgoConfig:
     kl_coef: float = 0.001
     kl: Literal["k1", "k2", "k3"] = "k3"
     aggregation: Literal["token-mean", "seq-mean-token-mean"] = "token-mean"
+    tis_cap: float = 0.0  # truncated importance sampling: most weight of a token; 0 = off
 
 
 @dataclass(frozen=True)
@@ -265,10 +271,10 @@ def to_yaml(config: Config) -> str:
 
 _AT_LEAST = {
     0: """
-    seed data.epochs rollout.slots rollout.cache_gib rollout.chunk rollout.prefill_tokens rollout.tensor reward.workers
-    algo.kl_coef algo.clip_low algo.clip_high optim.lr optim.warmup_updates optim.weight_decay train.steps train.row_tokens
-    train.micro_rows warmup.steps warmup.lr warmup.corrupt_lr warmup.corrupt_steps warmup.corruption eval.every eval.limit
-    eval.temperature mesh.fsdp
+    seed data.epochs rollout.slots rollout.cache_gib rollout.chunk rollout.prefill_tokens rollout.tensor rollout.top_k
+    rollout.min_p reward.workers algo.kl_coef algo.clip_low algo.clip_high algo.tis_cap optim.lr optim.warmup_updates
+    optim.weight_decay train.steps train.row_tokens train.micro_rows warmup.steps warmup.lr warmup.corrupt_lr
+    warmup.corrupt_steps warmup.corruption eval.every eval.limit eval.temperature mesh.fsdp
     """,
     1: """
     data.prompts_per_step data.max_prompt_tokens rollout.samples rollout.max_new_tokens train.minibatch_prompts train.unroll
@@ -293,7 +299,11 @@ def check_config(config: Config) -> None:
     for key in ("rollout.temperature", "optim.clip_norm", "reward.cpu_seconds", "reward.wall_seconds", "optim.eps"):
         if not flat[key] > 0:
             raise ConfigError(f"{key}={flat[key]} must be greater than 0.")
-    for key in ("warmup.corruption", "warmup.stop_pass1"):
+    if not 0 < config.rollout.top_p <= 1:
+        raise ConfigError(
+            f"rollout.top_p={config.rollout.top_p} must be greater than 0 and at most 1, which keeps every token."
+        )
+    for key in ("warmup.corruption", "warmup.stop_pass1", "rollout.min_p"):
         if not 0 <= flat[key] <= 1:
             raise ConfigError(f"{key}={flat[key]} must lie between 0 and 1.")
     for key in ("optim.beta1", "optim.beta2"):

@@ -24,6 +24,8 @@ CHOICES = {
     "data.overlong": ["error", "drop"],
     "data.order": ["curriculum", "shuffle"],
     "rollout.dtype": ["bfloat16", "float32"],
+    "rollout.weights": ["", "int8"],
+    "rollout.cache_dtype": ["", "int8"],
     "train.dtype": ["bfloat16", "float32"],
     "algo.kl": ["k1", "k2", "k3"],
     "algo.aggregation": ["token-mean", "seq-mean-token-mean"],

@@ -3,6 +3,10 @@
 ratio = exp(logp - old_logp);  loss = max(-A ratio, -A clip(ratio, 1 - low, 1 + high));  for A < 0 at most -A * dual_clip
 (arXiv 1912.09729);  plus kl_coef * KL(policy || reference). Deviation: the token mean is exact over the whole minibatch,
 where the published code averages micro-batch means (and so depends on the number of GPUs).
+
+Truncated importance sampling (Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training"), off
+by default: each token's policy term is multiplied by min(exp(old_logp - behaviour_logp), cap), a constant to the gradient,
+which pays for a sampler whose probabilities are not the trainer's. The clipped term is multiplied as a whole, KL is not.
 """
 
 import jax
@@ -27,13 +31,20 @@ def policy_loss(
     aggregation: str = "token-mean",
     segment_ids_BT: jax.Array | None = None,
     denominator=None,
+    behaviour_logp_BT: jax.Array | None = None,
+    tis_cap: float = 0.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Loss (float32 scalar, differentiable in logp_BT) and metrics of completion tokens (mask 1) [B, T].
 
     segment_ids_BT and denominator: see `token_weights`. With a denominator, loss and metrics are this micro-batch's share and
     add up over the micro-batches. Metrics, all weighted like the loss: `policy_loss`, `kl` (0 without ref_logp_BT),
     `clip_fraction` (the clipped branch was larger), `dual_clip_fraction`, `ratio`. Tokens outside the mask may hold anything.
+
+    tis_cap > 0 weighs tokens by truncated importance sampling against the sampler's behaviour_logp_BT (ValueError without it)
+    and adds the metrics `tis_weight` and `tis_clip_fraction` (tokens whose weight the cap cut).
     """
+    if tis_cap and behaviour_logp_BT is None:
+        raise ValueError("tis_cap is set, but behaviour_logp_BT is missing.")
     weights_BT = token_weights(mask_BT, aggregation, segment_ids_BT=segment_ids_BT, denominator=denominator)
     inside = weights_BT > 0
     log_ratio_BT = jnp.where(inside, logp_BT - old_logp_BT, 0.0).astype(jnp.float32)
@@ -44,6 +55,13 @@ def policy_loss(
     cap_BT = -advantages_BT * dual_clip
     dual_BT = (advantages_BT < 0) & (pessimistic_BT > cap_BT)
     token_loss_BT = jnp.where(dual_BT, cap_BT, pessimistic_BT)
+    importance = {}
+    if tis_cap:
+        mismatch_BT = jnp.where(inside, jax.lax.stop_gradient(old_logp_BT - behaviour_logp_BT), 0.0).astype(jnp.float32)
+        whole_BT = jnp.exp(mismatch_BT)
+        tis_BT = jnp.minimum(whole_BT, tis_cap)
+        token_loss_BT = token_loss_BT * tis_BT
+        importance = {"tis_weight": tis_BT, "tis_clip_fraction": whole_BT > tis_cap}
 
     def weighted(value_BT):
         return jnp.sum(jnp.where(inside, value_BT, 0.0) * weights_BT)
@@ -59,5 +77,5 @@ def policy_loss(
         "clip_fraction": weighted(clipped_BT > unclipped_BT),
         "dual_clip_fraction": weighted(dual_BT),
         "ratio": weighted(ratio_BT),
-    }
+    } | {name: weighted(value_BT) for name, value_BT in importance.items()}
     return policy + kl_coef * divergence, jax.lax.stop_gradient(metrics)

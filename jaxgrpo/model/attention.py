@@ -1,6 +1,7 @@
 """Attention backends of the forward pass. Scores and softmax are float32; K/V heads are never repeated in memory.
 
-Shapes: B batch, T query positions (or positions of a cache block), S key positions, N query heads, K kv heads, G = N/K queries a kv head, H head size.
+Shapes: B batch, T query positions (or positions of a cache block), S key positions, N query heads, K kv heads, G = N/K queries
+a kv head, H head size, n cache blocks.
 """
 
 import jax

@@ -112,7 +112,7 @@ def count_parameters(config: ModelConfig) -> dict[str, int]:
 
 def layer_slice(params: dict, layer: int) -> dict:
     """The unstacked weights of one layer, without the `layers.` prefix."""
-    return {name.removeprefix("layers."): value[layer] for name, value in params.items() if name.startswith("layers.")}
+    return jax.tree.map(lambda value: value[layer], stacked_layers(params))
 
 
 def stacked_layers(params: dict) -> dict:

@@ -1,4 +1,5 @@
 """The Qwen2.5 forward pass: one definition for the trainer (stacked layers, scanned) and the sampler (layer by layer).
+The sampler's matrices may be quantised (model/quantised.py).
 
 Pre-norm transformer with RMSNorm, rotary embeddings (the two halves of a head rotate against each other), grouped-query
 attention with biases on q, k and v only, and a SwiGLU MLP. Functions of arrays; `Qwen2` is the thin nnx shell.
@@ -15,6 +16,7 @@ from flax import nnx
 from jaxgrpo.model.attention import attend, causal_mask
 from jaxgrpo.model.config import ModelConfig
 from jaxgrpo.model.parameters import check_parameters, parameter_table, stacked_layers
+from jaxgrpo.model.quantised import Quantised, look_up, product
 from jaxgrpo.parallel.sharding import constrain
 
 
@@ -43,28 +45,30 @@ def block(config: ModelConfig, w: dict, x_BTD: jax.Array, rope: tuple, attend_fn
     """One transformer layer. `attend_fn(q_BTNH, k_BTKH, v_BTKH) -> (out_BTNH, carry)` is where trainer, prefill and
     decoding differ; its carry (a cache, or nothing) is handed back beside the new x_BTD."""
     h_BTD = rms_norm(x_BTD, w["attn_norm"], config.rms_eps)
-    q_BTNH = rotate(jnp.einsum("BTD,DNH->BTNH", h_BTD, w["q_w"]) + w["q_b"], *rope)
-    k_BTKH = rotate(jnp.einsum("BTD,DKH->BTKH", h_BTD, w["k_w"]) + w["k_b"], *rope)
-    v_BTKH = jnp.einsum("BTD,DKH->BTKH", h_BTD, w["v_w"]) + w["v_b"]
+    q_BTNH = rotate(product("BTD,DNH->BTNH", h_BTD, w["q_w"]) + w["q_b"], *rope)
+    k_BTKH = rotate(product("BTD,DKH->BTKH", h_BTD, w["k_w"]) + w["k_b"], *rope)
+    v_BTKH = product("BTD,DKH->BTKH", h_BTD, w["v_w"]) + w["v_b"]
     out_BTNH, carry = attend_fn(q_BTNH, k_BTKH, v_BTKH)
-    x_BTD = constrain(x_BTD + jnp.einsum("BTNH,NHD->BTD", out_BTNH, w["o_w"]), "batch", None, None)
+    x_BTD = constrain(x_BTD + product("BTNH,NHD->BTD", out_BTNH, w["o_w"]), "batch", None, None)
     h_BTD = rms_norm(x_BTD, w["mlp_norm"], config.rms_eps)
-    gated_BTF = jax.nn.silu(h_BTD @ w["gate_w"]) * (h_BTD @ w["up_w"])
-    return constrain(x_BTD + gated_BTF @ w["down_w"], "batch", None, None), carry
+    gated_BTF = jax.nn.silu(product("BTD,DF->BTF", h_BTD, w["gate_w"])) * product("BTD,DF->BTF", h_BTD, w["up_w"])
+    return constrain(x_BTD + product("BTF,FD->BTD", gated_BTF, w["down_w"]), "batch", None, None), carry
 
 
 def embed_tokens(params: dict, tokens_BT: jax.Array) -> jax.Array:
     """[B, T, D] embeddings; a token outside the vocabulary is a caller's error and reads the nearest row."""
-    table_VD = constrain(params["embed"], "vocab", None)  # gathered over fsdp once; rows looked up where they are
-    return constrain(jnp.take(table_VD, tokens_BT, axis=0, mode="clip"), "batch", None, None)
+    table_VD = params["embed"]
+    if not isinstance(table_VD, Quantised):
+        table_VD = constrain(table_VD, "vocab", None)  # gathered over fsdp once; rows looked up where they are
+    return constrain(look_up(table_VD, tokens_BT, params["final_norm"].dtype), "batch", None, None)
 
 
 def output_logits(params: dict, x: jax.Array) -> jax.Array:
     """float32 logits [..., V] of normed final states x [..., D]. A tied table is read as it lies, [V, D]: transposing it would
     copy it in every decoded token."""
     if "lm_head" in params:
-        return jnp.einsum("...D,DV->...V", x, params["lm_head"], preferred_element_type=jnp.float32)
-    return jnp.einsum("...D,VD->...V", x, params["embed"], preferred_element_type=jnp.float32)
+        return product("...D,DV->...V", x, params["lm_head"], dtype=jnp.float32)
+    return product("...D,VD->...V", x, params["embed"], dtype=jnp.float32)
 
 
 def output_matrix(params: dict) -> jax.Array:

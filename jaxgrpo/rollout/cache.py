@@ -4,7 +4,7 @@ Every block is multiplied by a product of one shape, however many blocks there a
 nothing adds exact zeros: what a sequence says does not depend, to the bit, on how long the others are. Growing or shrinking the
 cache with the longest sequence copies whole blocks, so that decoding reads no further than it must.
 
-Shapes: n blocks, B slots, R prompts of a prefill, M slots of an insert, T positions of a block, K kv heads, H head size.
+Shapes: n blocks, B slots, R prompts of a prefill, T positions of a block, K kv heads, H head size.
 """
 
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgrpo.model.decode_attention import write_cache
+from jaxgrpo.model.quantised import quantise
 
 LOGICAL_AXES = {  # B is "batch" in the slots' cache; a prefix is the same on every replica
     "k": ("kv_heads", None, None),
@@ -26,8 +27,8 @@ LOGICAL_AXES = {  # B is "batch" in the slots' cache; a prefix is the same on ev
 @partial(jax.tree_util.register_dataclass, data_fields=["k", "v", "k_scale", "v_scale"], meta_fields=[])
 @dataclass(frozen=True)
 class LayerCache:
-    """K [n, B, K, H, T] and V [n, B, K, T, H]: on CPU the score product over [.., T, H] would be eight times slower. In int8 both
-    have a float32 scale [n, B, K, T] per position and head; otherwise the scales are None."""
+    """K [n, B, K, H, T] and V [n, B, K, T, H]: on CPU the score product over [.., T, H] would be eight times slower. In int8
+    both have a float32 scale [n, B, K, T] per position and head; otherwise the scales are None."""
 
     k: jax.Array
     v: jax.Array
@@ -46,13 +47,6 @@ def empty(blocks: int, slots: int, kv_heads: int, head_dim: int, block: int, dty
     )
 
 
-def quantise(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(int8 values, float32 scale) of x [..., H], one symmetric scale per vector of H."""
-    x = x.astype(jnp.float32)
-    scale = jnp.maximum(jnp.max(jnp.abs(x), axis=-1) / 127.0, 1e-30)
-    return jnp.round(x / scale[..., None]).astype(jnp.int8), scale
-
-
 def from_prompts(k_RSKH: jax.Array, v_RSKH: jax.Array, block: int, dtype) -> LayerCache:
     """The cache of freshly computed prompts, B = R; positions are padded with zeros up to whole blocks."""
     R, S, K, H = k_RSKH.shape
@@ -66,10 +60,10 @@ def from_prompts(k_RSKH: jax.Array, v_RSKH: jax.Array, block: int, dtype) -> Lay
 
 
 def _stored(k_nBKTH: jax.Array, v_nBKTH: jax.Array, dtype) -> LayerCache:
-    k_scale = v_scale = None
     if jnp.dtype(dtype) == jnp.int8:
-        (k_nBKTH, k_scale), (v_nBKTH, v_scale) = quantise(k_nBKTH), quantise(v_nBKTH)
-    return LayerCache(k_nBKTH.swapaxes(-1, -2).astype(dtype), v_nBKTH.astype(dtype), k_scale, v_scale)
+        k, v = quantise(k_nBKTH, -1), quantise(v_nBKTH, -1)
+        return LayerCache(k.values.swapaxes(-1, -2), v.values, k.scale, v.scale)
+    return LayerCache(k_nBKTH.swapaxes(-1, -2).astype(dtype), v_nBKTH.astype(dtype))
 
 
 def write(cache: LayerCache, position_B: jax.Array, k_BKH: jax.Array, v_BKH: jax.Array, backend: str = "xla") -> LayerCache:
@@ -84,12 +78,12 @@ def write(cache: LayerCache, position_B: jax.Array, k_BKH: jax.Array, v_BKH: jax
     return LayerCache(k, v, *(jnp.where(here_nBKT, fresh, old) for old, fresh in scales))
 
 
-def insert(cache: LayerCache, prefix: LayerCache, row, slot_M: jax.Array) -> LayerCache:
-    """Copy one prompt's blocks into slots; a slot number of B or more is dropped."""
+def insert(cache: LayerCache, prefix: LayerCache, row, slot) -> LayerCache:
+    """Copy one prompt's blocks into one slot."""
 
     def put(old, new):
-        window = jax.lax.dynamic_index_in_dim(new, row, axis=1)
-        return old.at[: new.shape[0], slot_M].set(jnp.broadcast_to(window, (new.shape[0], len(slot_M), *new.shape[2:])))
+        window = jax.lax.dynamic_slice_in_dim(new, row, 1, axis=1)
+        return jax.lax.dynamic_update_slice(old, window, (0, slot, *(0,) * (old.ndim - 2)))
 
     return jax.tree.map(put, cache, prefix)
 

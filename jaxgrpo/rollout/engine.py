@@ -2,10 +2,10 @@
 
 It has the methods of JetStream 0.2.2's Engine interface with their meanings (load_params, prefill, insert, generate,
 init_decode_state, max_concurrent_decodes, ...), and what that interface has no word for: `prefill_batch` of many prompts,
-`insert_group` of one prompt into the slots of its samples, `decode_chunk` of many tokens per dispatch, `resize` of the cache to
+`insert_group` of prompts into the slots of their samples, `decode_chunk` of many tokens per dispatch, `resize` of the cache to
 the longest sequence, a key and sampling numbers per sample, log-probabilities, and stop tokens decided on the device.
 
-Shapes: B slots, R prompts of a prefill, M slots of an insert, T prompt bucket.
+Shapes: B slots, R prompts of a prefill, T prompt bucket.
 """
 
 from collections.abc import Callable, Iterator
@@ -47,8 +47,8 @@ class Engine:
         settings = settings.on(mesh.devices.flat[0].platform, config.head_dim)
         settings.check(config.vocab, mesh.shape["replica"])
         self.config, self.settings, self._mesh, self._tokenizer = config, settings, mesh, tokenizer
-        self._handover = make_handover(config, mesh, jax.numpy.dtype(settings.dtype))
-        state, prefix, everywhere = self._state_shardings(), self._prefix_shardings(), replicated(mesh)
+        self._handover = make_handover(config, mesh, settings.dtype, settings.weights)
+        state, prefix = self._state_shardings(), self._prefix_shardings()
         self._init = jax.jit(partial(programs.empty_state, config, settings), static_argnames="blocks", out_shardings=state)
         self._prefill = jax.jit(partial(programs.prefill, config, settings, mesh), out_shardings=prefix)
         slots = replace(jax.tree.map(lambda sharding: sharding.spec, state), cache=P(None, "replica"))
@@ -58,11 +58,11 @@ class Engine:
         self._insert = jax.jit(
             per_replica(
                 partial(programs.insert, settings),
-                in_specs=(P(), P(), slots, P(), P(), P(), P()),
-                out_specs=(slots, P()),
+                in_specs=(P(), slots, *(P("replica"),) * 4),
+                out_specs=(slots, P("replica")),
             ),
-            donate_argnums=2,
-            out_shardings=(state, everywhere),
+            donate_argnums=1,
+            out_shardings=(state, per_slot),
         )
         self._decode = jax.jit(
             per_replica(
@@ -133,8 +133,8 @@ class Engine:
 
     def insert(self, prefix: Prefix, decode_state: DecodeState, slot: int) -> DecodeState:
         """Put a prefix of one prompt into `slot`, to be decoded greedily up to the engine's limit."""
-        placement = Placement(slot, np.zeros(2, np.uint32), Sampling(temperature=0.0), self.settings.max_new)
-        return self.insert_group(prefix, 0, decode_state, [placement])[0]
+        placement = Placement(slot, 0, np.zeros(2, np.uint32), Sampling(temperature=0.0), self.settings.max_new)
+        return self.insert_group(prefix, decode_state, [placement])[0]
 
     def generate(self, params, decode_state: DecodeState) -> tuple[DecodeState, ResultTokens]:
         """Hand out the token that each slot holds and compute the next; a token is valid once; a done slot's is not again."""
@@ -156,7 +156,7 @@ class Engine:
         for blocks in reversed(self.settings.cache_blocks[:1] if stepwise else self.settings.cache_blocks):
             state = self.resize(state, blocks * self.settings.block)
             for prefix in prefixes:
-                state, _ = jax.block_until_ready(self.insert_group(prefix, 0, state, []))
+                state, _ = jax.block_until_ready(self.insert_group(prefix, state, []))
             state, _ = self.generate(params, state) if stepwise else self.decode_chunk(params, state)
         del prefixes
         jax.block_until_ready(self.resize(state, self.settings.cache_blocks[-1] * self.settings.block))
@@ -167,11 +167,12 @@ class Engine:
         The arguments are shapes with shardings, to `.lower(*arguments)` and compile ahead of time: the mesh may be that of a
         topology description, without devices.
         """
-        everywhere, sizes = replicated(self._mesh), self.settings.cache_blocks
+        everywhere, per_slot = replicated(self._mesh), NamedSharding(self._mesh, P("replica"))
+        sizes = self.settings.cache_blocks
         params = self._handover.eval_shape(abstract_parameters(self.config))
 
-        def abstract(shape, dtype=np.int32):
-            return jax.ShapeDtypeStruct(shape, dtype, sharding=everywhere)
+        def abstract(shape, dtype=np.int32, sharding=everywhere):
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
         prefixes = {}
         for bucket in reversed(self.settings.buckets):
@@ -179,13 +180,12 @@ class Engine:
             arguments = params, abstract((rows, bucket)), abstract((rows,))
             yield f"prefill {rows} x {bucket}", self._prefill, arguments
             prefixes[bucket] = self._prefill.eval_shape(*arguments)
-        arrays = placement_arrays([], self.settings.insert_slots, self.settings.slots)
-        placed = jax.tree.map(lambda a: abstract(a.shape, a.dtype), arrays)
+        placed = jax.tree.map(lambda a: abstract(a.shape, a.dtype, per_slot), placement_arrays([], self.settings.slots))
         for i in reversed(range(len(sizes))):
             state, length = self._init.eval_shape(blocks=sizes[i]), sizes[i] * self.settings.block
             yield f"decode {length}", self._decode, (params, state)
             for bucket, prefix in prefixes.items():
-                yield f"insert {bucket} into {length}", self._insert, (prefix, abstract(()), state, *placed)
+                yield f"insert {bucket} into {length}", self._insert, (prefix, state, *placed)
             for other in sizes[max(0, i - 1) : i] + sizes[i + 1 : i + 2]:
                 yield f"resize {length} to {other * self.settings.block}", self._resize, (state.cache[0], other)
 
@@ -233,15 +233,9 @@ class Engine:
             lengths_R[row] = len(prompt)
         return self._prefill(params, tokens_RT, lengths_R)
 
-    def insert_group(
-        self, prefix: Prefix, row: int, state: DecodeState, placements: list[Placement]
-    ) -> tuple[DecodeState, FirstTokens]:
-        """Put one row of a prefix into the slots of up to `settings.insert_slots` samples and sample each one's first token.
-
-        The first tokens come in the order of the placements, padded to `settings.insert_slots`.
-        """
-        arrays = placement_arrays(placements, self.settings.insert_slots, self.settings.slots)
-        return self._insert(prefix, np.int32(row), state, *arrays)
+    def insert_group(self, prefix: Prefix, state: DecodeState, placements: list[Placement]) -> tuple[DecodeState, FirstTokens]:
+        """Put rows of a prefix into the slots of their samples and sample each one's first token."""
+        return self._insert(prefix, state, *placement_arrays(placements, self.settings.slots))
 
     def decode_chunk(self, params, state: DecodeState) -> tuple[DecodeState, Chunk]:
         """Decode up to `settings.chunk` tokens in every slot that is not done. The caller sees to it that the state has room

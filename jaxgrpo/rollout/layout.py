@@ -1,4 +1,5 @@
-"""The rollout layout of the weights: a tuple of per-layer dicts in the compute dtype, on the (replica, tensor) mesh.
+"""The rollout layout of the weights: a tuple of per-layer dicts in the compute dtype, on the (replica, tensor) mesh; with int8
+weights the matrices are quantised.
 
 Decoding scans over layers are slow because a stacked cache is copied; a tuple of per-layer arrays is not.
 """
@@ -6,30 +7,53 @@ Decoding scans over layers are slow because a stacked cache is copied; a tuple o
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 
 from jaxgrpo.model.config import ModelConfig
-from jaxgrpo.model.parameters import layer_slice, parameter_table
+from jaxgrpo.model.parameters import ParameterSpec, layer_slice, parameter_table
+from jaxgrpo.model.quantised import Quantised, quantise
 from jaxgrpo.parallel.sharding import named_sharding
 
 
-def rollout_shardings(config: ModelConfig, mesh) -> dict:
-    """The tree of shardings that `to_rollout_layout` produces."""
+def input_axes(spec: ParameterSpec, tied: bool) -> tuple[int, ...]:
+    """The axes over which one int8 scale reaches, () for what stays in the compute dtype.
+
+    That is norms, biases, and the embedding of an untied model, of which a token reads one row. A tied embedding is also the
+    output matrix, transposed: it has a scale per row.
+    """
+    if spec.name == "embed":
+        return (1,) if tied else ()
+    first = int(spec.stacked)
+    return tuple(range(first, first + spec.inputs))
+
+
+def rollout_shardings(config: ModelConfig, mesh, weights: str) -> dict:
+    """The tree of shardings that `to_rollout_layout` produces; weights: "int8", or the dtype of all."""
+
+    def sharding(spec, axes):
+        return named_sharding(mesh, tuple(spec.axes[a] for a in axes), tuple(spec.shape[a] for a in axes))
+
     flat, layer = {}, {}
     for spec in parameter_table(config):
-        if spec.stacked:
-            layer[spec.name.removeprefix("layers.")] = named_sharding(mesh, spec.axes[1:], spec.shape[1:])
-        else:
-            flat[spec.name] = named_sharding(mesh, spec.axes, spec.shape)
+        axes, inputs = range(int(spec.stacked), len(spec.shape)), input_axes(spec, config.tied)
+        place = sharding(spec, axes)
+        if weights == "int8" and inputs:
+            place = Quantised(place, sharding(spec, [a for a in axes if a not in inputs]))
+        (layer if spec.stacked else flat)[spec.name.removeprefix("layers.")] = place
     return flat | {"layers": tuple(dict(layer) for _ in range(config.layers))}
 
 
-def unstack(params: dict, layers: int, dtype) -> dict:
-    """Cast to `dtype` and split the stacked layers: {"embed", "final_norm", "lm_head"?, "layers": (dict, ...)}."""
-    params = {name: value.astype(dtype) for name, value in params.items()}
-    flat = {name: value for name, value in params.items() if not name.startswith("layers.")}
-    return flat | {"layers": tuple(layer_slice(params, layer) for layer in range(layers))}
+def to_rollout_layout(params: dict, config: ModelConfig, dtype: str, weights: str) -> dict:
+    """Cast or quantise, and split the stacked layers: {"embed", "final_norm", "lm_head"?, "layers": (dict, ...)}."""
+    stored = {}
+    for spec in parameter_table(config):
+        value, inputs = params[spec.name], input_axes(spec, config.tied)
+        stored[spec.name] = quantise(value, inputs) if weights == "int8" and inputs else value.astype(jnp.dtype(dtype))
+    flat = {name: value for name, value in stored.items() if not name.startswith("layers.")}
+    return flat | {"layers": tuple(layer_slice(stored, layer) for layer in range(config.layers))}
 
 
-def make_handover(config: ModelConfig, mesh, dtype):
+def make_handover(config: ModelConfig, mesh, dtype: str, weights: str):
     """The jitted cast + reshard from the trainer's parameters to the rollout layout on `mesh`."""
-    return jax.jit(partial(unstack, layers=config.layers, dtype=dtype), out_shardings=rollout_shardings(config, mesh))
+    layout = partial(to_rollout_layout, config=config, dtype=dtype, weights=weights)
+    return jax.jit(layout, out_shardings=rollout_shardings(config, mesh, weights))

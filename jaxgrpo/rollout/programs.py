@@ -3,7 +3,7 @@
 Insert and decode run inside `shard_map` over the replicas: every array with a slot axis is one replica's part, replicas never
 wait for each other, and each leaves the decoding loop when its own slots are done. The tensor axis is left to the compiler.
 
-Shapes: B slots of one replica, M slots of an insert, R prompts of a prefill, T prompt bucket, C chunk, D embed, V vocab.
+Shapes: B slots of one replica, R prompts of a prefill, T prompt bucket, C chunk, D embed, V vocab.
 """
 
 from dataclasses import replace
@@ -53,35 +53,43 @@ def prefill(config: ModelConfig, settings: EngineSettings, mesh, params, tokens_
 
 
 def insert(
-    settings: EngineSettings, prefix: Prefix, row, state: DecodeState, slot_M, key_M2, sampling: Sampling, limit_M
+    settings: EngineSettings, prefix: Prefix, state: DecodeState, row_B, key_B2, sampling: Sampling, limit_B
 ) -> tuple[DecodeState, FirstTokens]:
-    """Put one row of a prefix into slots and sample each one's first token. A slot number of `settings.slots` is dropped."""
-    B = state.token_B.shape[0]
-    local_M = slot_M - jax.lax.axis_index("replica") * B
-    local_M = jnp.where((local_M >= 0) & (local_M < B), local_M, B)
-    M = slot_M.shape[0]
-    logits_MV = jnp.broadcast_to(jax.lax.dynamic_index_in_dim(prefix.logits_RV, row), (M, prefix.logits_RV.shape[1]))
-    token_M, logp_M = sample_tokens(logits_MV, key_M2, jnp.zeros(M, jnp.int32), sampling, truncate=settings.truncate)
-    done_M = _is_stop(settings, token_M) | (limit_M <= 1)
-    length_M = jnp.broadcast_to(jax.lax.dynamic_index_in_dim(prefix.lengths_R, row), (M,))
-    ones_M = jnp.ones(M, jnp.int32)
-    put = {
-        "token_B": token_M,
-        "logp_B": logp_M,
-        "length_B": length_M,
-        "count_B": ones_M,
-        "shown_B": 0 * ones_M,
-        "limit_B": limit_M,
-        "done_B": done_M,
-        "key_B2": key_M2,
-        "sampling": sampling,
-    }
-    fields = {
-        name: jax.tree.map(lambda old, new: old.at[local_M].set(new), getattr(state, name), value)
-        for name, value in put.items()
-    }
-    cache = tuple(kv.insert(old, new, row, local_M) for old, new in zip(state.cache, prefix.cache, strict=True))
-    return DecodeState(cache=cache, **fields), FirstTokens(token_M, logp_M, done_M)
+    """Put rows of a prefix into slots, row -1 leaving a slot alone, and sample each one's first token.
+
+    One slot after the other, so that the work is that of the slots filled and a first token does not depend on their number.
+    """
+    slots_B = jnp.argsort(row_B < 0, stable=True)
+
+    def fill(index, state):
+        slot = slots_B[index]
+        row = row_B[slot]
+        here = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, slot, 1), (key_B2, sampling, limit_B))
+        key_12, sampling_1, limit_1 = here
+        logits_1V = jax.lax.dynamic_slice_in_dim(prefix.logits_RV, row, 1)
+        token_1, logp_1 = sample_tokens(logits_1V, key_12, jnp.zeros(1, jnp.int32), sampling_1, truncate=settings.truncate)
+        one_1 = jnp.ones(1, jnp.int32)
+        new = {
+            "token_B": token_1,
+            "logp_B": logp_1,
+            "length_B": jax.lax.dynamic_slice_in_dim(prefix.lengths_R, row, 1),
+            "count_B": one_1,
+            "shown_B": 0 * one_1,
+            "limit_B": limit_1,
+            "done_B": _is_stop(settings, token_1) | (limit_1 <= 1),
+            "key_B2": key_12,
+            "sampling": sampling_1,
+        }
+
+        def put(old, value):
+            return jax.lax.dynamic_update_slice_in_dim(old, value, slot, 0)
+
+        fields = {name: jax.tree.map(put, getattr(state, name), value) for name, value in new.items()}
+        cache = tuple(kv.insert(old, part, row, slot) for old, part in zip(state.cache, prefix.cache, strict=True))
+        return DecodeState(cache=cache, **fields)
+
+    state = jax.lax.fori_loop(0, jnp.sum(row_B >= 0), fill, state)
+    return state, FirstTokens(state.token_B, state.logp_B, state.done_B)
 
 
 def decode(config: ModelConfig, settings: EngineSettings, params, state: DecodeState, steps: int) -> tuple[DecodeState, Chunk]:

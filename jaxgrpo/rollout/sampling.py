@@ -1,9 +1,9 @@
 """Sampling one token per slot. Randomness is a function of the slot's key and its token index, never of the slot.
 
-An exact sample of softmax(logits / temperature) without a sort and without a second logarithm: with p = exp(scaled logits - their
-maximum) and E drawn from the unit exponential distribution for every token, argmax p / E is that sample, because log(p / E) is
-the scaled logit plus Gumbel noise. The uniform bits behind E come from a counter hash keyed by (sample key, token index); they
-cost a tenth of what Threefry for every entry of the vocabulary would.
+An exact sample of softmax(logits / temperature) without a sort and without a second logarithm: with p = exp(scaled logits -
+their maximum) and E drawn from the unit exponential distribution for every token, argmax p / E is that sample, because
+log(p / E) is the scaled logit plus Gumbel noise. The uniform bits behind E come from a counter hash keyed by (sample key, token
+index); they cost a tenth of what Threefry for every entry of the vocabulary would.
 
 Truncation keeps the tokens whose probability reaches a threshold, so that top-k, top-p and min-p are one comparison each; the
 threshold of top-k and top-p is found by bisection over the bits of a float32, which needs no sort either.

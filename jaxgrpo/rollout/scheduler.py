@@ -2,8 +2,9 @@
 
 Every prompt is prefilled once and its cache copied into the slots of its samples. Prompts of one length bucket are prefilled
 together, so that what a prompt is batched with does not change the program it runs. Which slot a sample gets, and when, does
-not change what it says. The host runs one chunk behind the device: while one chunk is decoded, the one before is read, and slots
-that it freed are filled for the next. Decisions depend only on the requests and on what was generated, so a rerun repeats them.
+not change what it says. The host runs one chunk behind the device: while one chunk is decoded, the one before is read, and
+slots that it freed are filled for the next. Decisions depend only on the requests and on what was generated, so a rerun repeats
+them.
 """
 
 import math
@@ -125,21 +126,20 @@ class _Rollout:
         while self.free and (self.open or self.waiting):
             if not self.open:
                 self.prefill()
-            prompt = self.open[0]
-            request, length = self.requests[prompt.request], len(self.requests[prompt.request].prompt)
-            placements, seats = [], []
-            while self.free and prompt.next_sample < len(request.keys) and len(placements) < self.engine.settings.insert_slots:
-                sample, slot = prompt.next_sample, self.free.popleft()
-                limit = int(request.limits[sample])
-                placements.append(Placement(slot, request.keys[sample], request.sampling, limit))
-                self.seats[slot] = _Seat(self.responses[prompt.request][sample], length + limit, length + 1)
-                seats.append((slot, self.seats[slot]))
+            prefix, placements, seats = self.open[0].prefix, [], {}
+            while self.free and self.open and self.open[0].prefix is prefix:
+                prompt = self.open[0]
+                request, sample, slot = self.requests[prompt.request], prompt.next_sample, self.free.popleft()
+                limit, length = int(request.limits[sample]), len(request.prompt)
+                placements.append(Placement(slot, prompt.row, request.keys[sample], request.sampling, limit))
+                seats[slot] = _Seat(self.responses[prompt.request][sample], length + limit, length + 1)
                 prompt.next_sample += 1
-            if prompt.next_sample == len(request.keys):
-                self.open.popleft()
+                if prompt.next_sample == len(request.keys):
+                    self.open.popleft()
+            self.seats |= seats
             if state is None:
-                state = self.engine.init_decode_state(length + 1)
-            state, first = self.engine.insert_group(prompt.prefix, prompt.row, state, placements)
+                state = self.engine.init_decode_state(max(seat.longest for seat in seats.values()))
+            state, first = self.engine.insert_group(prefix, state, placements)
             self.unread.append((first, seats))
         return state
 
@@ -158,8 +158,9 @@ class _Rollout:
         result, seats = self.unread.popleft()
         result = jax.device_get(result)
         if isinstance(result, FirstTokens):
-            for i, (slot, seat) in enumerate(seats):
-                self.extend(slot, seat, result.token_M[i : i + 1], result.logp_M[i : i + 1], bool(result.done_M[i]))
+            for slot, seat in seats.items():
+                at = slice(slot, slot + 1)
+                self.extend(slot, seat, result.token_B[at], result.logp_B[at], bool(result.done_B[slot]))
         else:
             self.read_chunk(result, seats)
 

@@ -6,11 +6,6 @@ from dataclasses import dataclass, replace
 from jaxgrpo.errors import UserError
 from jaxgrpo.model.decode_attention import BACKENDS, choose_backend
 
-BLOCK = 32  # cache positions of a block
-TPU_BLOCK = (
-    512  # less and the kernel's grid steps cost more than what they read; smaller last dimensions would be padded to 128
-)
-
 
 class EngineError(UserError):
     """A request or size that the engine cannot serve; the message gives the value and the remedy."""
@@ -22,6 +17,14 @@ class NonFiniteError(EngineError):
     """The model produced a NaN or an infinite log-probability: the work failed, whatever the configuration says."""
 
     exit_code = 1
+
+
+def block_length(longest: int) -> int:
+    """Cache positions of a block for sequences of up to `longest` tokens: a sixth of them, so that the cache can follow the
+    longest sequence closely, but enough for efficient products, and in whole tiles of the hardware."""
+    sixth = -(-longest // 6)
+    tile = 128 if sixth > 64 else 32 if longest > 16 else 16
+    return min(512, -(-sixth // tile) * tile)
 
 
 @dataclass(frozen=True)
@@ -39,28 +42,30 @@ class EngineSettings:
     cache_dtype: str = ""  # of the KV cache, "int8" for a quantised one; default: dtype
     weights: str = ""  # "int8" for quantised matrices; default: dtype
     truncate: bool = False  # compile top-k, top-p and min-p into the sampler
-    block: int = 0  # cache positions of a block; 0: by the platform, see `on`
-    attention: str = ""  # decoding's backend, see model/decode_attention.py; default: by the platform
-    insert_slots: int = 8  # slots that one insert fills
+    block: int = 0  # cache positions of a block; default: see `block_length`
+    attention: str = ""  # decoding's backend, see model/decode_attention.py; default: by the platform, see `on`
 
     def __post_init__(self):
+        object.__setattr__(self, "block", self.block or block_length(self.cache_length))
         object.__setattr__(self, "cache_dtype", self.cache_dtype or self.dtype)
         object.__setattr__(self, "weights", self.weights or self.dtype)
 
     def on(self, platform: str, head_dim: int) -> "EngineSettings":
         """These settings with what they leave to the platform filled in."""
-        block = self.block or (TPU_BLOCK if platform == "tpu" else BLOCK)
-        return replace(self, block=block, attention=self.attention or choose_backend(platform, block, head_dim))
+        return replace(self, attention=self.attention or choose_backend(platform, self.block, head_dim))
 
     def check(self, vocab: int, replicas: int) -> None:
         """EngineError for sizes that no engine with this vocabulary and number of replicas can have."""
-        for name in ("slots", "max_prompt", "max_new", "chunk", "prefill_tokens", "block", "insert_slots"):
+        for name in ("slots", "max_prompt", "max_new", "chunk", "prefill_tokens"):
             if getattr(self, name) < 1:
                 raise EngineError(f"{name} = {getattr(self, name)}: the engine needs at least 1.")
         if self.attention not in BACKENDS:
             raise EngineError(f"attention = {self.attention!r}: decoding knows {', '.join(BACKENDS)}.")
         if self.slots % replicas:
             raise EngineError(f"{self.slots} slots do not divide over {replicas} replicas: set rollout.slots to a multiple.")
+        for name in ("weights", "cache_dtype"):
+            if getattr(self, name) not in (self.dtype, "int8"):
+                raise EngineError(f"{name} = {getattr(self, name)}: the engine knows int8 and its own dtype, {self.dtype}.")
         bad = [i for i in self.stop_ids if not 0 <= i < vocab]
         if bad:
             raise EngineError(f"stop token ids {bad} lie outside the vocabulary of {vocab}: mend generation_config.json.")
@@ -71,11 +76,16 @@ class EngineSettings:
     def cache_blocks(self) -> tuple[int, ...]:
         """Cache sizes in blocks that insert and decode are compiled for, smallest first: the longest sequence, and at most four
         times two thirds of the next larger one, none too small for the longest prompt."""
-        most, least = self.blocks(self.max_prompt + self.max_new), self.blocks(self.max_prompt + 1)
+        most, least = self.blocks(self.cache_length), self.blocks(self.max_prompt + 1)
         sizes = [most]
-        while len(sizes) < 5 and (smaller := max(least, math.ceil(sizes[-1] / 1.5))) < sizes[-1]:
-            sizes.append(smaller)
+        while len(sizes) < 5 and sizes[-1] > least:
+            sizes.append(max(least, min(sizes[-1] - 1, math.ceil(sizes[-1] / 1.5))))
         return tuple(reversed(sizes))
+
+    @property
+    def cache_length(self) -> int:
+        """Positions of the longest sequence."""
+        return self.max_prompt + self.max_new
 
     def blocks(self, length: int) -> int:
         """Blocks that hold `length` positions."""

@@ -1,6 +1,6 @@
 """What moves through the engine: prefilled prompts, the state of all slots, requests for slots, results.
 
-Shapes: B slots, R prompts of a prefill, M slots of an insert, C tokens of a chunk, V vocab. Caches: see rollout/cache.py.
+Shapes: B slots, R prompts of a prefill, C tokens of a chunk, V vocab. Caches: see rollout/cache.py.
 """
 
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ SLOT_FIELDS = ("token_B", "logp_B", "length_B", "count_B", "shown_B", "limit_B",
 @dataclass(frozen=True)
 class DecodeState:
     """All slots: a LayerCache per layer; each slot's newest token, which is not in the cache yet, its log-probability, cache
-    length, tokens generated, how many of them `generate` handed out, limit of new tokens, done flag, key and sampling numbers."""
+    length, tokens generated, how many of them `generate` handed out, limit of new tokens, done flag, key, sampling numbers."""
 
     cache: tuple
     token_B: jax.Array
@@ -51,12 +51,12 @@ class DecodeState:
 
 
 class FirstTokens(NamedTuple):
-    """What `insert_group` returns beside the state: the first token of each inserted sample [M], its log-probability, and
+    """What `insert_group` returns beside the state, of the slots that it filled: the first token [B], its log-probability, and
     whether it already ended the sequence."""
 
-    token_M: jax.Array
-    logp_M: jax.Array
-    done_M: jax.Array
+    token_B: jax.Array
+    logp_B: jax.Array
+    done_B: jax.Array
 
 
 class Chunk(NamedTuple):
@@ -83,22 +83,23 @@ class ResultTokens:
 
 @dataclass(frozen=True)
 class Placement:
-    """One sample for one slot: its key (uint32 [2]), how to sample it, and how many tokens it may have."""
+    """One sample for one slot: the prefix's row, its key (uint32 [2]), how to sample it, and how many tokens it may have."""
 
     slot: int
+    row: int
     key: np.ndarray
     sampling: Sampling
     limit: int
 
 
-def placement_arrays(placements: list[Placement], size: int, slots: int) -> tuple:
-    """(slot_M, key_M2, sampling of [M], limit_M) with M = size; the rest is padded with a slot number that is dropped."""
-    slot_M, limit_M = np.full(size, slots, np.int32), np.ones(size, np.int32)
-    key_M2 = np.zeros((size, 2), np.uint32)
-    temperature_M, top_k_M = np.ones(size, np.float32), np.zeros(size, np.int32)
-    top_p_M, min_p_M = np.ones(size, np.float32), np.zeros(size, np.float32)
-    for i, p in enumerate(placements):
-        slot_M[i], key_M2[i], limit_M[i] = p.slot, p.key, p.limit
-        temperature_M[i], top_k_M[i] = p.sampling.temperature, p.sampling.top_k
-        top_p_M[i], min_p_M[i] = p.sampling.top_p, p.sampling.min_p
-    return slot_M, key_M2, Sampling(temperature_M, top_k_M, top_p_M, min_p_M), limit_M
+def placement_arrays(placements: list[Placement], slots: int) -> tuple:
+    """(row_B, key_B2, sampling of [B], limit_B); row -1 leaves a slot alone."""
+    row_B, limit_B = np.full(slots, -1, np.int32), np.ones(slots, np.int32)
+    key_B2 = np.zeros((slots, 2), np.uint32)
+    temperature_B, top_k_B = np.ones(slots, np.float32), np.zeros(slots, np.int32)
+    top_p_B, min_p_B = np.ones(slots, np.float32), np.zeros(slots, np.float32)
+    for p in placements:
+        row_B[p.slot], key_B2[p.slot], limit_B[p.slot] = p.row, p.key, p.limit
+        temperature_B[p.slot], top_k_B[p.slot] = p.sampling.temperature, p.sampling.top_k
+        top_p_B[p.slot], min_p_B[p.slot] = p.sampling.top_p, p.sampling.min_p
+    return row_B, key_B2, Sampling(temperature_B, top_k_B, top_p_B, min_p_B), limit_B

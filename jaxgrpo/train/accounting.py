@@ -33,15 +33,17 @@ PEAK_BF16_FLOPS = {
 
 @dataclass(frozen=True)
 class FlopCounter:
-    """Forward operations of one model."""
+    """Forward operations of one model: of a token, of a visible pair, and of the output matrix's share of a token."""
 
     per_token: float
     per_pair: float
+    per_output: float = 0.0
 
     @classmethod
     def of(cls, config: ModelConfig) -> "FlopCounter":
         matrix = count_parameters(config)["non_embedding"] + config.vocab * config.embed
-        return cls(2.0 * matrix, 4.0 * config.layers * config.heads * config.head_dim)
+        pair = 4.0 * config.layers * config.heads * config.head_dim
+        return cls(2.0 * matrix, pair, 2.0 * config.vocab * config.embed)
 
     def forward(self, lengths) -> float:
         """One forward pass over whole sequences of these token counts."""
@@ -49,12 +51,13 @@ class FlopCounter:
         return float(self.per_token * lengths.sum() + self.per_pair * (lengths * (lengths + 1) / 2).sum())
 
     def generate(self, prompt_lengths, response_lengths) -> float:
-        """Prefilling each prompt once and decoding its responses [P, G] one token at a time."""
+        """Prefilling each prompt once, with logits of its last token only, and decoding its responses [P, G] token by token."""
         prompts = np.asarray(prompt_lengths, np.float64)[:, None]
         responses = np.asarray(response_lengths, np.float64)
         steps = responses - 1  # the first token comes out of the prefill
         pairs = steps * prompts + steps * (steps + 1) / 2
-        return self.forward(prompts) + float(self.per_token * steps.sum() + self.per_pair * pairs.sum())
+        prefill = self.forward(prompts) - self.per_output * float((prompts - 1).sum())
+        return prefill + float(self.per_token * steps.sum() + self.per_pair * pairs.sum())
 
 
 def peak_flops(devices) -> float:

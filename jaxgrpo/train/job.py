@@ -19,6 +19,7 @@ from jaxgrpo.model.source import ModelSource, resolve_model
 from jaxgrpo.parallel.mesh import rollout_mesh, trainer_mesh
 from jaxgrpo.reward import GraderPool
 from jaxgrpo.rollout.engine import Engine, EngineSettings
+from jaxgrpo.rollout.sampling import Sampling
 from jaxgrpo.train.accounting import FlopCounter, peak_flops
 from jaxgrpo.train.conversion import is_converted, load_converted
 from jaxgrpo.train.dataset import TrainingPrompts, check_local_files, heldout_prompts
@@ -120,7 +121,7 @@ class Job:
         )
         return jax.device_put(rows, rows_sharding(self.mesh)), np.int32(used)
 
-    def sample(self, weights, prompts: list[EncodedPrompt], *, stream: str, step: int, samples: int, temperature: float):
+    def sample(self, weights, prompts: list[EncodedPrompt], *, stream: str, step: int, samples: int, sampling: Sampling):
         """Sampled and graded responses of `prompts`; see eval.suite.sample_and_grade."""
         return sample_and_grade(
             self.engine,
@@ -132,18 +133,25 @@ class Job:
             seed=self.config.seed,
             step=step,
             samples=samples,
-            temperature=temperature,
+            sampling=sampling,
             max_new=self.config.rollout.max_new_tokens,
         )
 
     def evaluate(self, weights, step: int, stream: str = SUITE) -> list[Outcome]:
         """Outcomes on the held-out problems."""
         c = self.config.eval
-        graded = self.sample(weights, self.heldout, stream=stream, step=step, samples=c.samples, temperature=c.temperature)
+        graded = self.sample(
+            weights, self.heldout, stream=stream, step=step, samples=c.samples, sampling=Sampling(c.temperature)
+        )
         return outcomes(self.heldout, graded, self.tokenizer)
 
     def pass_at_1(self, params: dict, step: int, stream: str) -> float:
         return pass_at_1(self.evaluate(self.engine.load_params(params), step, stream))
+
+
+def training_sampling(config: Config) -> Sampling:
+    c = config.rollout
+    return Sampling(c.temperature, c.top_k, c.top_p, c.min_p)
 
 
 def model_family(name: str) -> str:
@@ -207,6 +215,9 @@ def prepare(config: Config) -> Job:
         stop_ids=stop_ids,
         pad_id=pad_id,
         dtype=config.rollout.dtype,
+        weights=config.rollout.weights,
+        cache_dtype=config.rollout.cache_dtype,
+        truncate=training_sampling(config).truncates(),
     )
     engine = Engine(source.config, settings, rollout_mesh(mesh, config.rollout.tensor), tokenizer=tokenizer)
     pool = GraderPool(config.reward.workers, config.reward.cpu_seconds, config.reward.wall_seconds)

@@ -17,7 +17,7 @@ from jaxgrpo.algo import group_advantages
 from jaxgrpo.config import Config
 from jaxgrpo.train.checkpoint import Checkpoints, load_params, save_params
 from jaxgrpo.train.conversion import write_companions
-from jaxgrpo.train.job import SUITE, Job, prepare
+from jaxgrpo.train.job import SUITE, Job, prepare, training_sampling
 from jaxgrpo.train.metrics import CompilationCounter
 from jaxgrpo.train.plots import draw_learning_curve
 from jaxgrpo.train.progress import Progress
@@ -141,9 +141,8 @@ class Trainer:
         config = self.config
         prompts = self.job.prompts.at(step - 1)
         weights = self.sampler_weights(state)
-        graded = self.job.sample(
-            weights, prompts, stream="train", step=step, samples=config.rollout.samples, temperature=config.rollout.temperature
-        )
+        sampling = training_sampling(config)
+        graded = self.job.sample(weights, prompts, stream="train", step=step, samples=config.rollout.samples, sampling=sampling)
         weights = self.weights = None
         self.seconds["rollout_s"], self.seconds["grade_s"] = graded.generate_s, graded.grade_s
         rewards_PG = self.rewards(graded, step)
@@ -256,7 +255,8 @@ class Trainer:
         skipped = int(sum(m["skipped_updates"] for m in measured))
         self.totals.skipped_updates += skipped
         sums, largest = zip(*jax.device_get(differences), strict=True)
-        return {
+        importance = {key: mean(key) for key in ("tis_weight", "tis_clip_fraction") if self.config.algo.tis_cap}
+        return importance | {
             "policy_loss": mean("policy_loss"),
             "kl": mean("kl") if self.reference is not None else None,
             "ratio": mean("ratio"),

@@ -32,6 +32,11 @@ class Progress:
             f"training  {c.train.steps} steps of {c.data.prompts_per_step} prompts x {c.rollout.samples} samples from "
             f"{c.data.train}; {len(job.heldout)} held-out problems"
         )
+        sequences, slots = c.data.prompts_per_step * c.rollout.samples, c.rollout.slots
+        if slots < sequences:
+            self.say(
+                f"rollouts  {slots:,} of {sequences:,} sequences decoded at once (rollout.slots); the rest wait for a free slot"
+            )
         for what, dropped in (("training", job.prompts.dropped), ("held-out", job.heldout_dropped)):
             if dropped:
                 self.say(f"dropped   {dropped} {what} prompts longer than data.max_prompt_tokens={c.data.max_prompt_tokens}")

@@ -14,10 +14,13 @@ from jaxgrpo.model.config import ModelConfig
 from jaxgrpo.model.parameters import parameter_table
 from jaxgrpo.parallel.mesh import mesh_shape, rollout_tensor_size
 from jaxgrpo.parallel.sharding import partition_spec
+from jaxgrpo.rollout.layout import input_axes
+from jaxgrpo.rollout.settings import block_length
 
 GIB = 2**30
 CPU_CACHE_GIB = 2.0
-CPU_CHUNK, MAX_CHUNK = 16, 64
+MIN_CHUNK, MAX_CHUNK = 4, 32  # a slot that ends waits one and a half chunks for its next sample
+MIN_SLOTS = 64  # of a replica: fewer rows waste the hardware
 MICRO_TOKENS = 8192  # tokens of one device's share of a micro-batch, unless one row is longer
 
 AUTO_KEYS = (
@@ -60,15 +63,14 @@ def resolve_sizes(config: Config, model: ModelConfig, devices: int, device_bytes
         )
     changes = {"mesh.fsdp": fsdp, "train.row_tokens": config.train.row_tokens or longest}
     if not config.rollout.tensor:
-        weights = sum(int(np.prod(s.shape)) for s in parameter_table(model)) * _itemsize(config.rollout.dtype)
+        whole = jax.sharding.AbstractMesh((1, 1), ("replica", "tensor"))
+        weights = _rollout_weight_bytes(config, model, whole)
         free = None if device_bytes is None else device_bytes - _held(replace(config, changes | {"rollout.tensor": 1}), model)
         changes["rollout.tensor"] = rollout_tensor_size(model.heads, devices, weights, free)
     elif devices % config.rollout.tensor:
         raise ConfigError(f"rollout.tensor={config.rollout.tensor} does not divide the {devices} devices.")
     on_cpu = device_bytes is None
-    changes["rollout.chunk"] = config.rollout.chunk or min(
-        CPU_CHUNK if on_cpu else MAX_CHUNK, max(1, config.rollout.max_new_tokens - 1)
-    )
+    changes["rollout.chunk"] = config.rollout.chunk or _chunk(config.rollout.max_new_tokens)
     changes["rollout.prefill_tokens"] = config.rollout.prefill_tokens or max(
         config.data.max_prompt_tokens, min(8192, config.data.prompts_per_step * config.data.max_prompt_tokens)
     )
@@ -79,6 +81,10 @@ def resolve_sizes(config: Config, model: ModelConfig, devices: int, device_bytes
         config = replace(config, {"rollout.cache_gib": budget})
     config = replace(config, {"rollout.slots": _slots(config, model, devices)})
     return replace(config, {"train.micro_rows": _micro_rows(config, data * fsdp)})
+
+
+def _chunk(max_new: int) -> int:
+    return max(1, min(max_new - 1, max(MIN_CHUNK, min(MAX_CHUNK, max_new // 128))))
 
 
 def _cache_budget(config: Config, model: ModelConfig, device_bytes: int) -> float:
@@ -100,7 +106,7 @@ def _held(config: Config, model: ModelConfig) -> int:
 
 def _slots(config: Config, model: ModelConfig, devices: int) -> int:
     replicas = devices // config.rollout.tensor
-    wanted = config.data.prompts_per_step * config.rollout.samples
+    wanted = _wanted_slots(config, replicas)
     per_slot = cache_bytes_per_slot(config, model)
     fit = int(config.rollout.cache_gib * GIB // per_slot) * replicas
     if config.rollout.slots:
@@ -122,12 +128,25 @@ def _slots(config: Config, model: ModelConfig, devices: int) -> int:
     return min(-(-wanted // replicas) * replicas, fit)
 
 
+def _wanted_slots(config: Config, replicas: int) -> int:
+    """A quarter of a step's sequences, so that a slot whose sequence ends takes the next instead of waiting for the longest,
+    but no fewer than use the hardware well; all of them where responses are so short that they end together."""
+    sequences = config.data.prompts_per_step * config.rollout.samples
+    if config.rollout.max_new_tokens <= 2 * MIN_CHUNK:
+        return sequences
+    return max(-(-sequences // 4), min(sequences, MIN_SLOTS * replicas))
+
+
 def cache_bytes_per_slot(config: Config, model: ModelConfig) -> int:
     """KV cache of one sequence on each device of its replica. K/V heads that do not divide by `tensor` are on all of them."""
     tensor = config.rollout.tensor
     heads = model.kv_heads // tensor if model.kv_heads % tensor == 0 else model.kv_heads
-    length = config.data.max_prompt_tokens + config.rollout.max_new_tokens
-    return 2 * model.layers * heads * model.head_dim * length * _itemsize(config.rollout.dtype)
+    longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
+    block = block_length(longest)
+    vector = model.head_dim * _itemsize(config.rollout.cache_dtype or config.rollout.dtype)
+    if config.rollout.cache_dtype == "int8":
+        vector += 4  # its float32 scale
+    return 2 * model.layers * heads * -(-longest // block) * block * vector
 
 
 def _micro_rows(config: Config, batch_devices: int) -> int:
@@ -151,14 +170,13 @@ def memory_table(config: Config, model: ModelConfig) -> dict[str, int]:
     """Bytes per device by kind, from shapes and the sharding rules alone: nothing is compiled and no device is touched.
 
     parameters and optimiser are the float32 master state; gradients exist during an update; the reference and the rollout
-    weights are in their compute dtypes; the cache is that of all slots of a replica.
+    weights are in their own dtypes (int8 with its scales); the cache is that of all slots of a replica.
     """
     mesh = jax.sharding.AbstractMesh((config.mesh.data, config.mesh.fsdp, config.mesh.tensor), ("data", "fsdp", "tensor"))
     devices = config.mesh.data * config.mesh.fsdp * config.mesh.tensor
     replicas = devices // config.rollout.tensor
     rollout = jax.sharding.AbstractMesh((replicas, config.rollout.tensor), ("replica", "tensor"))
-    trained = sum(_share(spec, mesh) for spec in parameter_table(model))
-    sampled = sum(_share(spec, rollout) for spec in parameter_table(model))
+    trained = sum(_share(spec.axes, spec.shape, mesh) for spec in parameter_table(model))
     moments = {"adamw": 2, "sgd": 0}[config.optim.optimizer]
     reference = trained * _itemsize(config.train.dtype) if config.algo.kl_coef else 0
     return {
@@ -166,18 +184,32 @@ def memory_table(config: Config, model: ModelConfig) -> dict[str, int]:
         "optimiser": 4 * moments * trained,
         "gradients": 4 * trained,
         "reference": reference,
-        "rollout weights": sampled * _itemsize(config.rollout.dtype),
+        "rollout weights": _rollout_weight_bytes(config, model, rollout),
         "KV cache": config.rollout.slots // replicas * cache_bytes_per_slot(config, model),
     }
 
 
-def _share(spec, mesh) -> int:
-    """Elements of a parameter on one device."""
+def _rollout_weight_bytes(config: Config, model: ModelConfig, mesh) -> int:
+    """Bytes on one device of the rollout mesh, all in rollout.dtype, or the matrices in int8 with float32 scales."""
+    total = 0
+    for spec in parameter_table(model):
+        share = _share(spec.axes, spec.shape, mesh)
+        inputs = input_axes(spec, model.tied)
+        if config.rollout.weights == "int8" and inputs:
+            kept = [axis for axis in range(len(spec.shape)) if axis not in inputs]
+            total += share + 4 * _share(tuple(spec.axes[a] for a in kept), tuple(spec.shape[a] for a in kept), mesh)
+        else:
+            total += share * _itemsize(config.rollout.dtype)
+    return total
+
+
+def _share(axes: tuple[str, ...], shape: tuple[int, ...], mesh) -> int:
+    """Elements on one device of an array with these logical axes."""
     split = 1
-    for entry in partition_spec(spec.axes, spec.shape, mesh):
+    for entry in partition_spec(axes, shape, mesh):
         for axis in (entry,) if isinstance(entry, str) else entry or ():
             split *= mesh.shape[axis]
-    return int(np.prod(spec.shape)) // split
+    return int(np.prod(shape)) // split
 
 
 def device_memory(device) -> int | None:

@@ -77,6 +77,8 @@ def make_loss(model: ModelConfig, train: TrainConfig, algo: AlgoConfig, temperat
             aggregation=algo.aggregation,
             segment_ids_BT=rows.segment_ids,
             denominator=denominator,
+            behaviour_logp_BT=rows.behaviour_logp,
+            tis_cap=algo.tis_cap,
         )
         tokens = rows.mask.sum()
         return value, metrics | {"entropy_sum": jnp.sum(entropy * rows.mask), "tokens": tokens}

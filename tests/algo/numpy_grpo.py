@@ -2,6 +2,7 @@
 
 Advantages: (r - mean) / (std + eps) with the n - 1 deviation; a group of one has mean 0 and deviation 1. Loss of a token:
 max(-A r, -A clip(r, 1 - low, 1 + high)), for A < 0 at most -A c; plus kl_coef times a KL estimate clipped to [-10, 10].
+Truncated importance sampling: the policy term times min(exp(old - behaviour), cap), which is a constant to the gradient.
 """
 
 import numpy as np
@@ -51,21 +52,39 @@ def token_kl(lp, ref, kind):
 
 
 def policy_loss(
-    logp, old, adv, mask, *, ref=None, clips=(0.2, 0.2, 3.0), kl_coef=0.0, kl="k3", aggregation="token-mean", segments=None
+    logp,
+    old,
+    adv,
+    mask,
+    *,
+    ref=None,
+    behaviour=None,
+    tis_cap=0.0,
+    clips=(0.2, 0.2, 3.0),
+    kl_coef=0.0,
+    kl="k3",
+    aggregation="token-mean",
+    segments=None,
 ):
     """(loss, gradient in logp, metrics)."""
     weight = weights(mask, aggregation, segments)
     loss, gradient = 0.0, np.zeros(np.shape(logp))
-    metrics = dict.fromkeys(["policy_loss", "kl", "clip_fraction", "dual_clip_fraction", "ratio"], 0.0)
+    names = ["policy_loss", "kl", "clip_fraction", "dual_clip_fraction", "ratio"]
+    names += ["tis_weight", "tis_clip_fraction"] if tis_cap else []
+    metrics = dict.fromkeys(names, 0.0)
     for place in np.argwhere(weight > 0):
         i = tuple(place)
         lp, w = float(logp[i]), weight[i]
         value, slope, is_clipped, is_dual = token_loss(lp, float(old[i]), float(adv[i]), *clips)
+        terms = (np.exp(lp - float(old[i])),)
+        if tis_cap:
+            whole = np.exp(float(old[i]) - float(behaviour[i]))
+            importance = min(whole, tis_cap)
+            value, slope, terms = value * importance, slope * importance, (*terms, importance, whole > tis_cap)
         divergence, kl_slope = (0.0, 0.0) if ref is None else token_kl(lp, float(ref[i]), kl)
         loss += w * (value + kl_coef * divergence)
         gradient[i] = w * (slope + kl_coef * kl_slope)
-        terms = (value, divergence, is_clipped, is_dual, np.exp(lp - float(old[i])))
-        for name, term in zip(metrics, terms, strict=True):
+        for name, term in zip(metrics, (value, divergence, is_clipped, is_dual, *terms), strict=True):
             metrics[name] += w * term
     return loss, gradient, metrics
 
@@ -86,4 +105,7 @@ def random_batch(seed, rows, length, spread=1.0):
         "mask": rng.integers(0, 2, shape),
         "ref": logp + rng.normal(0, 0.7, shape),
     }
+    mismatch = rng.normal(0, 0.5, shape)  # old - behaviour
+    mismatch[np.abs(np.exp(mismatch) - 2.0) < 1e-3] += 0.01  # the cap
+    batch["behaviour"] = batch["old"] - mismatch
     return {name: value.astype(np.float32) for name, value in batch.items()}

@@ -14,15 +14,18 @@ from jaxgrpo.algo import AGGREGATIONS, KL_ESTIMATORS, policy_loss
 
 SHAPES = [(1, 1), (4, 9)]
 CLIPS = [(0.2, 0.2, 3.0), (0.3, 0.4, 2.0)]
+CAP = 2.0
 CASES = [
-    {"kl": kl, "kl_coef": coef, "aggregation": aggregation, "clips": clips}
-    for (kl, coef), aggregation, clips in product([("k1", 0.1), ("k2", 0.5), ("k3", 0.001), ("k3", 1.0)], AGGREGATIONS, CLIPS)
+    {"kl": kl, "kl_coef": coef, "aggregation": aggregation, "clips": clips, "tis_cap": cap}
+    for (kl, coef), aggregation, clips, cap in product(
+        [("k1", 0.1), ("k2", 0.5), ("k3", 0.001), ("k3", 1.0)], AGGREGATIONS, CLIPS, [0.0, CAP]
+    )
 ]
 
 
-@partial(jax.jit, static_argnames=("kl", "aggregation"))
+@partial(jax.jit, static_argnames=("kl", "aggregation", "tis_cap"))
 def value_and_gradient(
-    batch, segments=None, denominator=None, *, clips=CLIPS[0], kl_coef=0.1, kl="k3", aggregation="token-mean"
+    batch, segments=None, denominator=None, *, clips=CLIPS[0], kl_coef=0.1, kl="k3", aggregation="token-mean", tis_cap=0.0
 ):
     """((loss, metrics), gradient in logp) of the library."""
     low, high, dual = clips
@@ -42,6 +45,8 @@ def value_and_gradient(
             aggregation=aggregation,
             segment_ids_BT=segments,
             denominator=denominator,
+            behaviour_logp_BT=batch.get("behaviour"),
+            tis_cap=tis_cap,
         )
 
     return jax.value_and_grad(loss, has_aux=True)(batch["logp"])
@@ -49,7 +54,8 @@ def value_and_gradient(
 
 def reference(batch, segments=None, **case):
     places = (batch["logp"], batch["old"], batch["adv"], batch["mask"])
-    return numpy_grpo.policy_loss(*places, ref=batch.get("ref"), segments=segments, **{"kl_coef": 0.1} | case)
+    others = {"ref": batch.get("ref"), "behaviour": batch.get("behaviour"), "segments": segments, "kl_coef": 0.1}
+    return numpy_grpo.policy_loss(*places, **others | case)
 
 
 def assert_equal(got, expected):
@@ -70,10 +76,11 @@ def test_loss_gradient_and_metrics_equal_the_formulas(seed, shape, case, spread)
 
 
 def test_the_random_batches_reach_every_branch():
-    _, _, metrics = reference(numpy_grpo.random_batch(0, 40, 40))
+    _, _, metrics = reference(numpy_grpo.random_batch(0, 40, 40), tis_cap=CAP)
     assert 0.1 < metrics["clip_fraction"] < 0.5
     assert metrics["dual_clip_fraction"] > 0.01
     assert metrics["kl"] > 0.1
+    assert 0.05 < metrics["tis_clip_fraction"] < 0.5
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
@@ -121,6 +128,53 @@ def test_one_token_has_the_loss_worked_out_by_hand(advantage, ratio, loss, slope
     assert metrics["kl"] == 0, "no reference, no divergence"
 
 
+@pytest.mark.parametrize(
+    "advantage, ratio, mismatch, loss, slope, weight",
+    [
+        (1.0, 1.0, 1.5, -1.5, -1.5, 1.5),  # the sampler found the token less probable than the trainer does
+        (1.0, 1.0, 0.5, -0.5, -0.5, 0.5),
+        (1.0, 1.0, 8.0, -2.0, -2.0, 2.0),  # at most the cap
+        (1.0, 1.5, 0.5, -0.6, 0.0, 0.5),  # the clipped term is weighed as a whole
+        (-1.0, 4.0, 0.5, 1.5, 0.0, 0.5),
+    ],
+)
+def test_truncated_importance_sampling_weighs_one_token_as_worked_out_by_hand(advantage, ratio, mismatch, loss, slope, weight):
+    one = np.ones((1, 1), np.float32)
+    old = -one - np.log(np.float32(ratio))
+    batch = {"logp": -one, "old": old, "adv": advantage * one, "mask": one, "behaviour": old - np.log(np.float32(mismatch))}
+    (got, metrics), gradient = value_and_gradient(batch, tis_cap=CAP)
+    np.testing.assert_allclose([got, gradient[0, 0]], [loss, slope], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(metrics["tis_weight"], weight, rtol=1e-5)
+    assert metrics["tis_clip_fraction"] == (mismatch > CAP)
+
+
+def test_a_sampler_that_agrees_with_the_trainer_leaves_loss_and_gradient_as_they_are():
+    batch = numpy_grpo.random_batch(4, 4, 9)
+    batch["behaviour"] = batch["old"]
+    (loss, metrics), gradient = value_and_gradient(batch)
+    (same_loss, same_metrics), same_gradient = value_and_gradient(batch, tis_cap=CAP)
+    assert loss == same_loss and np.array_equal(gradient, same_gradient)
+    assert same_metrics["tis_weight"] == pytest.approx(1.0) and same_metrics["tis_clip_fraction"] == 0
+    assert metrics.items() <= same_metrics.items()
+
+
+def test_the_importance_weight_is_a_constant_to_the_gradient():
+    batch = numpy_grpo.random_batch(6, 4, 9)
+
+    def loss(behaviour):
+        places = (batch["logp"], batch["old"], batch["adv"], batch["mask"])
+        return policy_loss(*places, behaviour_logp_BT=behaviour, tis_cap=CAP)[0]
+
+    assert (np.asarray(jax.grad(loss)(batch["behaviour"])) == 0).all()
+
+
+def test_a_cap_without_the_samplers_log_probabilities_is_refused():
+    batch = numpy_grpo.random_batch(1, 1, 9)
+    del batch["behaviour"]
+    with pytest.raises(ValueError, match="behaviour_logp_BT is missing"):
+        value_and_gradient(batch, tis_cap=CAP)
+
+
 def test_large_kl_estimates_are_clipped_to_ten():
     one = np.ones((1, 1), np.float32)
     batch = {"logp": -8 * one, "old": -8 * one, "adv": 0 * one, "mask": one, "ref": -one}
@@ -144,44 +198,48 @@ def packed(batch, lengths):
     return out, segments
 
 
+@pytest.mark.parametrize("tis_cap", [0.0, CAP])
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
-def test_packed_rows_equal_separate_sequences(aggregation):
+def test_packed_rows_equal_separate_sequences(aggregation, tis_cap):
+    case = {"aggregation": aggregation, "tis_cap": tis_cap}
     lengths = [9, 4, 1, 9, 6, 6]
     batch = numpy_grpo.random_batch(5, 6, 9)
     for row, length in enumerate(lengths):
         batch["mask"][row, length:] = 0
     batch["mask"][4] = 0  # a sequence without a single completion token counts for nothing
     rows, segments = packed(batch, lengths)
-    expected_loss, expected_gradient, expected_metrics = reference(batch, aggregation=aggregation)
-    got = value_and_gradient(rows, segments, aggregation=aggregation)
+    expected_loss, expected_gradient, expected_metrics = reference(batch, **case)
+    got = value_and_gradient(rows, segments, **case)
     by_row, _ = packed(batch | {"logp": expected_gradient}, lengths)
     assert_equal(got, (expected_loss, by_row["logp"], expected_metrics))
-    assert_equal(got, reference(rows, segments, aggregation=aggregation))
+    assert_equal(got, reference(rows, segments, **case))
 
 
+@pytest.mark.parametrize("tis_cap", [0.0, CAP])
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 @pytest.mark.parametrize("micro_rows", [1, 2, 3])
-def test_micro_batches_with_the_global_count_add_up(aggregation, micro_rows):
+def test_micro_batches_with_the_global_count_add_up(aggregation, micro_rows, tis_cap):
+    case = {"aggregation": aggregation, "tis_cap": tis_cap}
     batch = numpy_grpo.random_batch(7, 6, 11)
     batch["mask"][2] = 0
     count = batch["mask"].sum() if aggregation == "token-mean" else (batch["mask"].sum(1) > 0).sum()
     parts = [
-        value_and_gradient({k: v[i : i + micro_rows] for k, v in batch.items()}, None, float(count), aggregation=aggregation)
+        value_and_gradient({k: v[i : i + micro_rows] for k, v in batch.items()}, None, float(count), **case)
         for i in range(0, 6, micro_rows)
     ]
     gradient = np.concatenate([part[1] for part in parts])
     total = jax.tree.map(lambda *values: sum(values), *[part[0] for part in parts])
-    assert_equal((total, gradient), reference(batch, aggregation=aggregation))
+    assert_equal((total, gradient), reference(batch, **case))
 
 
 @pytest.mark.parametrize("rubbish", [np.nan, np.inf, -np.inf, 1e30])
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_tokens_outside_the_mask_may_hold_anything(aggregation, rubbish):
     batch = numpy_grpo.random_batch(11, 3, 5)
-    clean = value_and_gradient(batch, aggregation=aggregation)
-    for names in (["logp"], ["old"], ["adv"], ["ref"], ["logp", "old", "adv", "ref"]):
+    clean = value_and_gradient(batch, aggregation=aggregation, tis_cap=CAP)
+    for names in (["logp"], ["old"], ["adv"], ["ref"], ["behaviour"], ["logp", "old", "adv", "ref", "behaviour"]):
         dirty = batch | {name: np.where(batch["mask"] > 0, batch[name], np.float32(rubbish)) for name in names}
-        got = value_and_gradient(dirty, aggregation=aggregation)
+        got = value_and_gradient(dirty, aggregation=aggregation, tis_cap=CAP)
         for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(clean), strict=True):
             assert np.array_equal(ours, theirs), names
         assert (np.asarray(got[1])[batch["mask"] == 0] == 0).all()

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from jaxgrpo.model.attention import attend_blocks
 from jaxgrpo.model.decode_attention import attend_cache, bytes_read, choose_backend, write_cache
+from jaxgrpo.model.quantised import quantise
 from jaxgrpo.model.ragged_attention import work_list
-from jaxgrpo.rollout.cache import quantise
 
 HEADS = [(64, 2, 7), (128, 1, 5), (128, 2, 6), (128, 1, 8), (64, 1, 2)]  # head size, kv heads, queries a kv head
 
@@ -59,8 +59,8 @@ def test_the_ragged_kernel_reads_an_int8_cache(head_dim):
     rng, lengths = np.random.default_rng(2), np.array([1, 127, 129, 256])
     k, v = random_cache(rng, 2, 4, 2, 128, head_dim)
     q = jnp.array(rng.normal(size=(4, 6, head_dim)).astype(np.float32))
-    (k8, k_scale), (v8, v_scale) = quantise(k.swapaxes(-1, -2)), quantise(v)
-    k8 = k8.swapaxes(-1, -2)
+    k_whole, v_whole = quantise(k.swapaxes(-1, -2), -1), quantise(v, -1)
+    k8, k_scale, v8, v_scale = k_whole.values.swapaxes(-1, -2), k_whole.scale, v_whole.values, v_whole.scale
     got = attend_cache(q, k8, v8, jnp.array(lengths), k_scale, v_scale, backend="interpret")
     restored = np.asarray(k8, np.float64) * np.asarray(k_scale)[..., None, :], np.asarray(v8) * np.asarray(v_scale)[..., None]
     np.testing.assert_allclose(got, exact_attention(q, *restored, lengths), atol=1e-5)

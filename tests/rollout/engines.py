@@ -46,6 +46,14 @@ def trainer_logits(model: Qwen2, tokens_T) -> np.ndarray:
     return np.asarray(_forward(model, np.pad(tokens_T, (0, 64 - len(tokens_T)))[None])[0, : len(tokens_T)])
 
 
+def trainer_logps(model, prompt, tokens, temperature: float) -> np.ndarray:
+    """Log-probabilities of `tokens` after `prompt` by the trainer's full forward pass."""
+    logits_TV = trainer_logits(model, np.concatenate([prompt, tokens]))
+    logps_TV = np.asarray(jax.nn.log_softmax(logits_TV / temperature))
+    positions = np.arange(len(prompt) - 1, len(prompt) + len(tokens) - 1)
+    return logps_TV[positions, tokens]
+
+
 def prompts_of(lengths, vocab: int = VOCAB, seed: int = 0) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
     return [rng.integers(3, vocab, length).astype(np.int32) for length in lengths]

@@ -24,7 +24,7 @@ import numpy as np  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 
 import jaxgrpo  # noqa: E402
-from jaxgrpo.config import Config  # noqa: E402
+from jaxgrpo.config import Config, replace  # noqa: E402
 from jaxgrpo.model.config import model_config, read_json  # noqa: E402
 from jaxgrpo.rollout.engine import Engine, EngineSettings  # noqa: E402
 from jaxgrpo.train.sizes import GIB, memory_table, resolve_sizes  # noqa: E402
@@ -45,10 +45,11 @@ class Case:
     size: str  # of Qwen2.5
     chip: str
     slice: str  # the training slice
+    weights: str = ""  # "int8": the sampler's matrices, as `rollout.weights` says
 
     @property
     def name(self) -> str:
-        return f"{self.size}-{self.chip}-{self.slice}"
+        return "-".join(filter(None, (self.size, self.chip, self.slice, self.weights)))
 
     @property
     def chips(self) -> int:
@@ -73,6 +74,7 @@ CASES = [
         "14b v6e 4x4",
         "32b v6e 4x8",
         "72b v6e 8x16",
+        "72b v6e 8x16 int8",
     )
 ]
 
@@ -81,7 +83,9 @@ def engine_of(case: Case) -> tuple[Engine, int]:
     """The engine of one host, or of the hosts that share a replica, and the bytes a chip that training keeps beside it."""
     configurations = Path(jaxgrpo.__file__).parent / "model/configurations"
     model = model_config(read_json(configurations / f"qwen2.5-{case.size}.json"))
-    config = resolve_sizes(Config(), model, case.chips, int(MEMORY_GIB[case.chip] * GIB))
+    config = resolve_sizes(
+        replace(Config(), {"rollout.weights": case.weights}), model, case.chips, int(MEMORY_GIB[case.chip] * GIB)
+    )
     tensor = config.rollout.tensor
     chips = max(HOST, tensor)
     topology = topologies.get_topology_desc(f"{case.chip}:{HOST_TOPOLOGY[case.chip][chips]}", platform="tpu")
@@ -95,6 +99,8 @@ def engine_of(case: Case) -> tuple[Engine, int]:
         stop_ids=(151643, 151645),
         pad_id=151643,
         dtype=config.rollout.dtype,
+        weights=config.rollout.weights,
+        cache_dtype=config.rollout.cache_dtype,
     )
     held = memory_table(config, model)
     return Engine(model, settings, mesh), held["parameters"] + held["optimiser"] + held["reference"]
@@ -165,7 +171,7 @@ NOTES = """\
 Compiled ahead of time by libtpu {libtpu} with jax {jax} on a machine without a TPU; nothing ran. Each row is one training
 slice with the sizes that `jaxgrpo/train/sizes.py` works out for it (512 prompts x 8 samples, 2048 + 4096 tokens, bfloat16). The
 programs are those of one host of 4 chips, or of the hosts that share a replica where `tensor` is larger: the largest prefill,
-insert, decode (64 tokens a dispatch) and resize. Decoding uses the ragged Pallas kernel with cache blocks of 512 positions.
+insert, decode (32 tokens a dispatch) and resize. Decoding uses the ragged Pallas kernel with cache blocks of 512 positions.
 
 Columns are GiB a chip. The peak is what training keeps (float32 parameters, Adam's moments, the bfloat16 reference), the
 sampler's weights, all slots, one prefix, and what the hungriest program needs besides; `of` is what a program can have on that
@@ -188,7 +194,16 @@ def table(lines: list[dict]) -> str:
         seconds = ", ".join(f"{p[kind]['seconds']:.0f}" for kind in ("prefill", "insert", "decode"))
         where = f"{line['chip']} {line['slice']}"
         shape = f"{line['replicas']} x {line['tensor']}"
-        rows.append([f"{line['size'].upper()}", where, shape, str(line["slots"]), *(f"{x / GIB:.2f}" for x in sizes), seconds])
+        rows.append(
+            [
+                " ".join(filter(None, (line["size"].upper(), line["weights"]))),
+                where,
+                shape,
+                str(line["slots"]),
+                *(f"{x / GIB:.2f}" for x in sizes),
+                seconds,
+            ]
+        )
     return NOTES.format(**lines[0]["versions"]) + "\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

@@ -1,13 +1,18 @@
 """Automatic sizes and the memory table against arithmetic written out, and what is said where sizes do not fit."""
 
+import dataclasses
 import os
 
+import jax
 import pytest
 
 from jaxgrpo.config import Config, ConfigError, load_config, replace
 from jaxgrpo.model.config import ModelConfig
+from jaxgrpo.model.parameters import initialise
 from jaxgrpo.model.source import resolve_model
-from jaxgrpo.parallel.mesh import MeshError
+from jaxgrpo.parallel.mesh import MeshError, rollout_mesh, trainer_mesh
+from jaxgrpo.parallel.sharding import replicated
+from jaxgrpo.rollout.layout import make_handover
 from jaxgrpo.train.sizes import GIB, adopt, cache_bytes_per_slot, memory_table, resolve_sizes
 
 TINY = ModelConfig(
@@ -40,9 +45,9 @@ def test_sizes_of_a_small_run_on_eight_cpu_devices():
     assert (config.mesh.data, config.mesh.fsdp, config.mesh.tensor) == (1, 8, 1)
     assert config.train.row_tokens == 16
     assert config.train.micro_rows == 16, "16 sequences of a minibatch, two on each device"
-    assert config.rollout.slots == 32, "all sequences of a step"
+    assert config.rollout.slots == 32, "all sequences of a step: they are few"
     assert config.rollout.tensor == 1
-    assert config.rollout.chunk == 9
+    assert config.rollout.chunk == 4
     assert config.rollout.prefill_tokens == 48
     assert config.reward.workers == len(os.sched_getaffinity(0))
 
@@ -54,9 +59,11 @@ def test_sizes_of_the_paper_recipe_on_eight_accelerators():
     assert cache_bytes_per_slot(config, qwen("0.5b")) == per_slot
     total, replicated = 494_032_768, 49 * 896 + 24 * (14 * 64 + 2 * 2 * 64)  # norms and biases lie on every device
     held = (4 + 8 + 2) * ((total - replicated) // 8 + replicated)  # float32 weights and moments, bfloat16 reference
-    assert config.rollout.slots == 8 * int(0.8 * (device_bytes - held - 2 * total) // per_slot)
+    assert config.rollout.slots == 1024, "a quarter of 4,096 sequences"
+    crowded = resolve_sizes(Config(), qwen("0.5b"), 8, 10 * GIB)
+    assert crowded.rollout.slots == 8 * int(0.8 * (10 * GIB - held - 2 * total) // per_slot) < 1024, "what the memory holds"
     assert config.train.micro_rows == 8, "a row of 6,144 tokens on each device"
-    assert config.rollout.chunk == 64
+    assert config.rollout.chunk == 32
     assert config.rollout.prefill_tokens == 8192
 
 
@@ -151,6 +158,41 @@ def test_the_memory_table_replicates_the_kv_heads_that_do_not_divide():
         "rollout weights": 2 * sampled,
         "KV cache": 8 * (2 * layers * kv * head * 6144 * 2),
     }
+
+
+INT8 = ["rollout.weights=int8", "rollout.cache_dtype=int8"]
+
+
+def test_the_memory_table_counts_int8_weights_and_cache_with_their_scales():
+    overrides = ["mesh.data=2", "mesh.fsdp=8", "mesh.tensor=4", "rollout.tensor=4", "rollout.slots=64", "rollout.cache_gib=20"]
+    config = resolve_sizes(load_config(None, [*overrides, *INT8]), qwen("14b"), 64, None)
+    d, layers, heads, kv, head, ffn, vocab = 5120, 48, 40, 8, 128, 13_824, 152_064
+    matrices = layers * (2 * d * heads * head + 2 * d * kv * head + 3 * d * ffn) + vocab * d  # with the output matrix
+    split_scales = layers * (heads * head + 2 * kv * head + 2 * ffn) + vocab  # of q, k, v, gate, up and the output matrix
+    whole_scales = layers * 2 * d  # of o and down, whose inputs are split
+    biases, norms = layers * (heads + 2 * kv) * head, layers * 2 * d + d
+    in_bfloat16 = (vocab * d + biases) // 4 + norms  # the embedding of an untied model is only looked up
+    table = memory_table(config, qwen("14b"))
+    assert table["rollout weights"] == matrices // 4 + 4 * (split_scales // 4 + whole_scales) + 2 * in_bfloat16
+    assert table["KV cache"] == 64 // 16 * (2 * layers * (kv // 4) * 6144 * (head + 4))
+
+
+@pytest.mark.parametrize("tied, tensor", [(True, 1), (False, 2), (True, 4)])
+def test_the_memory_table_of_int8_weights_is_what_lies_on_a_device(tied, tensor):
+    model = dataclasses.replace(TINY, tied=tied)
+    config = resolve_sizes(tiny(*INT8, f"rollout.tensor={tensor}"), model, 8, None)
+    mesh = rollout_mesh(trainer_mesh((1, 8, 1)), tensor)
+    weights = make_handover(model, mesh, "float32", "int8")(jax.device_put(initialise(model, 0), replicated(mesh)))
+    held = sum(array.addressable_shards[0].data.nbytes for array in jax.tree.leaves(weights))
+    assert memory_table(config, model)["rollout weights"] == held
+
+
+def test_int8_makes_room_for_more_slots_and_fewer_devices_a_replica():
+    device_bytes = 16 * GIB
+    plain, int8 = (resolve_sizes(load_config(None, o), qwen("1.5b"), 8, device_bytes) for o in ([], INT8))
+    assert int8.rollout.slots > 2 * plain.rollout.slots
+    plain, int8 = (resolve_sizes(load_config(None, o), qwen("3b"), 8, device_bytes) for o in ([], INT8))
+    assert (plain.rollout.tensor, int8.rollout.tensor) == (2, 1)
 
 
 def test_a_resumed_run_takes_the_sizes_that_were_written_down():

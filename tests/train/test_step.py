@@ -185,6 +185,29 @@ def test_metrics_are_token_means_of_the_plain_quantities():
             np.testing.assert_allclose(updated(*layout)[2][name], value, rtol=1e-4, err_msg=f"{name} {layout}")
 
 
+@pytest.mark.parametrize("devices, micro_rows", [(1, 2), (8, 4)])
+def test_truncated_importance_sampling_weighs_every_token_of_packed_rows(devices, micro_rows):
+    """A weight on the clipped term is a weight on the advantage: it is positive, so that no branch changes."""
+    params, sequences, old, reference = batch()
+    behaviour = [logp for logp, _ in plain_logprobs(nearby(params, 3), sequences)]
+    whole = [np.exp(o - b) for o, b in zip(old, behaviour, strict=True)]
+    weighed = [
+        dataclasses.replace(s, advantage=s.advantage * np.minimum(w, 1.2)) for s, w in zip(sequences, whole, strict=True)
+    ]
+    value, expected = plain_loss_and_gradient(params, weighed, old, reference)
+    assert abs(value - plain_gradient()[0]) > 1e-3
+    rows, old_logp, ref_logp, used = inputs(devices, micro_rows)
+    rows = packed(sequences, micro_rows, mesh_of(devices), behaviour)[0]
+    update = update_program(devices, micro_rows, algo=dataclasses.replace(ALGO, tis_cap=1.2))
+    state, metrics = update(fresh_state(devices), rows, old_logp, ref_logp, used)
+    np.testing.assert_allclose(metrics["policy_loss"] + ALGO.kl_coef * metrics["kl"], value, rtol=1e-5, atol=1e-5)
+    assert_gradients_equal(jax.device_get(recorded_gradient(state)), jax.device_get(expected))
+    whole = np.concatenate(whole)
+    np.testing.assert_allclose(metrics["tis_weight"], np.minimum(whole, 1.2).mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["tis_clip_fraction"], (whole > 1.2).mean(), rtol=1e-5)
+    assert 0.1 < metrics["tis_clip_fraction"] < 0.9
+
+
 @cache
 def score_program(devices):
     return make_score(MODEL, TRAIN, TEMPERATURE, mesh_of(devices))

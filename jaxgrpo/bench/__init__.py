@@ -1,0 +1,1 @@
+"""`jaxgrpo bench`: what rollouts and steps reach on this machine, as counted work over measured time and measured peaks."""

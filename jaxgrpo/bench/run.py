@@ -1,0 +1,29 @@
+"""One run of `jaxgrpo bench`: the JSON object that it prints."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from jaxgrpo.bench.machine import describe, measured_peaks, peak_memory_mb
+from jaxgrpo.bench.rollout import bench_rollout
+from jaxgrpo.bench.step import bench_step
+from jaxgrpo.bench.task import Task, make_bench
+from jaxgrpo.model.parameters import count_parameters
+
+PARTS = {"rollout": bench_rollout, "step": bench_step}
+
+
+def run_bench(arguments) -> dict:
+    """Time what the parsed command line asks for; print the object and write it to `--json`."""
+    task = Task(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Task)})
+    bench = make_bench(task)
+    about = describe()
+    peaks = measured_peaks(task.dtype)
+    result = {"bench": arguments.part} | about
+    result |= {"task": dataclasses.asdict(task), "parameters": count_parameters(bench.model)["total"], "measured_peaks": peaks}
+    result |= PARTS[arguments.part](bench, peaks) | peak_memory_mb()
+    text = json.dumps(result, indent=1)
+    if arguments.json:
+        Path(arguments.json).write_text(text + "\n", encoding="utf-8")
+    print(text)
+    return result
