@@ -13,6 +13,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from jaxgrpo.model.decode_attention import write_cache
 from jaxgrpo.model.quantised import quantise
 
 LOGICAL_AXES = {  # B is "batch" in the slots' cache; a prefix is the same on every replica
@@ -65,17 +66,16 @@ def _stored(k_nBKTH: jax.Array, v_nBKTH: jax.Array, dtype) -> LayerCache:
     return LayerCache(k_nBKTH.swapaxes(-1, -2).astype(dtype), v_nBKTH.astype(dtype))
 
 
-def write(cache: LayerCache, position_B: jax.Array, k_BKH: jax.Array, v_BKH: jax.Array) -> LayerCache:
+def write(cache: LayerCache, position_B: jax.Array, k_BKH: jax.Array, v_BKH: jax.Array, backend: str = "xla") -> LayerCache:
     """Put one position per slot; a position behind the last block is dropped."""
-    B, block = position_B.shape[0], cache.k.shape[-1]
-    at = (position_B // block, jnp.arange(B), slice(None), position_B % block)
     new = _stored(k_BKH[:, :, None], v_BKH[:, :, None], cache.k.dtype)
-    return LayerCache(
-        cache.k.at[at[0], at[1], :, :, at[3]].set(new.k[..., 0]),
-        cache.v.at[at].set(new.v[:, :, 0]),
-        None if cache.k_scale is None else cache.k_scale.at[at].set(new.k_scale[..., 0]),
-        None if cache.v_scale is None else cache.v_scale.at[at].set(new.v_scale[..., 0]),
-    )
+    k, v = write_cache(cache.k, cache.v, position_B, new.k[..., 0], new.v[:, :, 0], backend=backend)
+    if cache.k_scale is None:
+        return LayerCache(k, v)
+    n, block = cache.k.shape[0], cache.k.shape[-1]
+    here_nBKT = (jnp.arange(n * block).reshape(n, 1, block) == position_B[:, None])[:, :, None]
+    scales = ((cache.k_scale, new.k_scale), (cache.v_scale, new.v_scale))
+    return LayerCache(k, v, *(jnp.where(here_nBKT, fresh, old) for old, fresh in scales))
 
 
 def insert(cache: LayerCache, prefix: LayerCache, row, slot) -> LayerCache:

@@ -8,6 +8,7 @@ the longest sequence, a key and sampling numbers per sample, log-probabilities, 
 Shapes: B slots, R prompts of a prefill, T prompt bucket.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -17,7 +18,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxgrpo.model.config import ModelConfig
-from jaxgrpo.model.parameters import parameter_table
+from jaxgrpo.model.parameters import abstract_parameters, parameter_table
 from jaxgrpo.parallel.sharding import named_sharding, replicated
 from jaxgrpo.rollout import cache as kv
 from jaxgrpo.rollout import programs
@@ -43,6 +44,7 @@ class Engine:
     with explicit shardings, so that any thread may call them."""
 
     def __init__(self, config: ModelConfig, settings: EngineSettings, mesh, *, tokenizer=None):
+        settings = settings.on(mesh.devices.flat[0].platform, config.head_dim)
         settings.check(config.vocab, mesh.shape["replica"])
         self.config, self.settings, self._mesh, self._tokenizer = config, settings, mesh, tokenizer
         self._handover = make_handover(config, mesh, settings.dtype, settings.weights)
@@ -158,6 +160,34 @@ class Engine:
             state, _ = self.generate(params, state) if stepwise else self.decode_chunk(params, state)
         del prefixes
         jax.block_until_ready(self.resize(state, self.settings.cache_blocks[-1] * self.settings.block))
+
+    def programs(self) -> Iterator[tuple[str, Callable, tuple]]:
+        """(name, jitted function, arguments) of everything that generation runs, the largest shapes of each kind first.
+
+        The arguments are shapes with shardings, to `.lower(*arguments)` and compile ahead of time: the mesh may be that of a
+        topology description, without devices.
+        """
+        everywhere, per_slot = replicated(self._mesh), NamedSharding(self._mesh, P("replica"))
+        sizes = self.settings.cache_blocks
+        params = self._handover.eval_shape(abstract_parameters(self.config))
+
+        def abstract(shape, dtype=np.int32, sharding=everywhere):
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+        prefixes = {}
+        for bucket in reversed(self.settings.buckets):
+            rows = self.prefill_rows(bucket)
+            arguments = params, abstract((rows, bucket)), abstract((rows,))
+            yield f"prefill {rows} x {bucket}", self._prefill, arguments
+            prefixes[bucket] = self._prefill.eval_shape(*arguments)
+        placed = jax.tree.map(lambda a: abstract(a.shape, a.dtype, per_slot), placement_arrays([], self.settings.slots))
+        for i in reversed(range(len(sizes))):
+            state, length = self._init.eval_shape(blocks=sizes[i]), sizes[i] * self.settings.block
+            yield f"decode {length}", self._decode, (params, state)
+            for bucket, prefix in prefixes.items():
+                yield f"insert {bucket} into {length}", self._insert, (prefix, state, *placed)
+            for other in sizes[max(0, i - 1) : i] + sizes[i + 1 : i + 2]:
+                yield f"resize {length} to {other * self.settings.block}", self._resize, (state.cache[0], other)
 
     def prefill_rows(self, bucket: int) -> int:
         """Prompts that one `prefill_batch` of this bucket takes."""

@@ -11,8 +11,9 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 
-from jaxgrpo.model.attention import attend, attend_blocks, causal_mask
+from jaxgrpo.model.attention import attend, causal_mask
 from jaxgrpo.model.config import ModelConfig
+from jaxgrpo.model.decode_attention import attend_cache
 from jaxgrpo.model.qwen2 import block, embed_tokens, output_logits, rms_norm, rope_angles
 from jaxgrpo.parallel.sharding import constrain
 from jaxgrpo.rollout import cache as kv
@@ -136,12 +137,13 @@ def _decode_one(config: ModelConfig, settings: EngineSettings, params, state: De
     """Run the newest token of every slot through the model and sample the next; done slots stay as they are."""
     rope = tuple(angle_S[state.length_B][:, None] for angle_S in rope_S)
     x_B1D = embed_tokens(params, state.token_B[:, None])
+    seen_B = jnp.where(state.done_B, 1, state.length_B + 1)  # what a done slot says is dropped: it need not read
     caches = []
     for w, old in zip(params["layers"], state.cache, strict=True):
 
         def attend_fn(q, k, v, old=old):
-            new = kv.write(old, state.length_B, k[:, 0], v[:, 0])
-            out_BNH = attend_blocks(q[:, 0], new.k, new.v, state.length_B + 1, new.k_scale, new.v_scale)
+            new = kv.write(old, state.length_B, k[:, 0], v[:, 0], settings.attention)
+            out_BNH = attend_cache(q[:, 0], new.k, new.v, seen_B, new.k_scale, new.v_scale, backend=settings.attention)
             return out_BNH[:, None], new
 
         x_B1D, new = block(config, w, x_B1D, rope, attend_fn)

@@ -1,9 +1,10 @@
 """The sizes of an engine, which its compiled programs depend on, and the error of what it cannot serve."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxgrpo.errors import UserError
+from jaxgrpo.model.decode_attention import BACKENDS, choose_backend
 
 
 class EngineError(UserError):
@@ -42,17 +43,24 @@ class EngineSettings:
     weights: str = ""  # "int8" for quantised matrices; default: dtype
     truncate: bool = False  # compile top-k, top-p and min-p into the sampler
     block: int = 0  # cache positions of a block; default: see `block_length`
+    attention: str = ""  # decoding's backend, see model/decode_attention.py; default: by the platform, see `on`
 
     def __post_init__(self):
         object.__setattr__(self, "block", self.block or block_length(self.cache_length))
         object.__setattr__(self, "cache_dtype", self.cache_dtype or self.dtype)
         object.__setattr__(self, "weights", self.weights or self.dtype)
 
+    def on(self, platform: str, head_dim: int) -> "EngineSettings":
+        """These settings with what they leave to the platform filled in."""
+        return replace(self, attention=self.attention or choose_backend(platform, self.block, head_dim))
+
     def check(self, vocab: int, replicas: int) -> None:
         """EngineError for sizes that no engine with this vocabulary and number of replicas can have."""
         for name in ("slots", "max_prompt", "max_new", "chunk", "prefill_tokens"):
             if getattr(self, name) < 1:
                 raise EngineError(f"{name} = {getattr(self, name)}: the engine needs at least 1.")
+        if self.attention not in BACKENDS:
+            raise EngineError(f"attention = {self.attention!r}: decoding knows {', '.join(BACKENDS)}.")
         if self.slots % replicas:
             raise EngineError(f"{self.slots} slots do not divide over {replicas} replicas: set rollout.slots to a multiple.")
         for name in ("weights", "cache_dtype"):

@@ -1,0 +1,222 @@
+"""Compiles the rollout programs of real models for real TPUs, without one: needs the `tpu` extra.
+
+    python tests/rollout/tpu_programs.py measure CASE ... > lines.jsonl     one JSON line a case
+    python tests/rollout/tpu_programs.py table lines.jsonl ...              the lines as a Markdown document
+
+A case is a model, a slice, and with it the sizes that `train/sizes.py` works out for training on all of the slice with the
+paper's 512 prompts x 8 samples of 2048 + 4096 tokens. Compiled is what one host runs, or the hosts that share a replica: the
+largest prefill, insert, decode and resize.
+"""
+
+import json
+import math
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+from jax.experimental import topologies  # noqa: E402
+
+import jaxgrpo  # noqa: E402
+from jaxgrpo.config import Config, replace  # noqa: E402
+from jaxgrpo.model.config import model_config, read_json  # noqa: E402
+from jaxgrpo.rollout.engine import Engine, EngineSettings  # noqa: E402
+from jaxgrpo.train.sizes import GIB, memory_table, resolve_sizes  # noqa: E402
+
+HOST = 4  # chips of one host of a slice
+MEMORY_GIB = {"v5e": 15.75, "v5p": 95.0, "v6e": 31.25}  # what a program can have; v5e and v6e keep some of their 16 and 32 back
+# The compiler searches less for fast instructions: seven times quicker, and the temporaries come out a little larger.
+EFFORT = {"exec_time_optimization_effort": -1.0}
+HOST_TOPOLOGY = {
+    "v5e": {4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8"},
+    "v5p": {4: "2x2x1", 8: "2x2x2", 16: "2x2x4"},
+    "v6e": {4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8"},
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    size: str  # of Qwen2.5
+    chip: str
+    slice: str  # the training slice
+    weights: str = ""  # "int8": the sampler's matrices, as `rollout.weights` says
+
+    @property
+    def name(self) -> str:
+        return "-".join(filter(None, (self.size, self.chip, self.slice, self.weights)))
+
+    @property
+    def chips(self) -> int:
+        return math.prod(map(int, self.slice.split("x")))
+
+
+CASES = [
+    Case(*row.split())
+    for row in (
+        "0.5b v5e 2x2",
+        "1.5b v5e 2x2",
+        "3b v5e 2x4",
+        "7b v5e 4x4",
+        "14b v5e 4x8",
+        "32b v5e 8x16",
+        "3b v5p 2x2x1",
+        "14b v5p 2x2x2",
+        "32b v5p 2x2x4",
+        "72b v5p 4x4x4",
+        "1.5b v6e 2x2",
+        "7b v6e 2x4",
+        "14b v6e 4x4",
+        "32b v6e 4x8",
+        "72b v6e 8x16",
+        "72b v6e 8x16 int8",
+    )
+]
+
+
+def engine_of(case: Case) -> tuple[Engine, int]:
+    """The engine of one host, or of the hosts that share a replica, and the bytes a chip that training keeps beside it."""
+    configurations = Path(jaxgrpo.__file__).parent / "model/configurations"
+    model = model_config(read_json(configurations / f"qwen2.5-{case.size}.json"))
+    config = resolve_sizes(
+        replace(Config(), {"rollout.weights": case.weights}), model, case.chips, int(MEMORY_GIB[case.chip] * GIB)
+    )
+    tensor = config.rollout.tensor
+    chips = max(HOST, tensor)
+    topology = topologies.get_topology_desc(f"{case.chip}:{HOST_TOPOLOGY[case.chip][chips]}", platform="tpu")
+    mesh = jax.sharding.Mesh(np.array(topology.devices).reshape(-1, tensor), ("replica", "tensor"))
+    settings = EngineSettings(
+        slots=config.rollout.slots * chips // case.chips,
+        max_prompt=config.data.max_prompt_tokens,
+        max_new=config.rollout.max_new_tokens,
+        chunk=config.rollout.chunk,
+        prefill_tokens=config.rollout.prefill_tokens,
+        stop_ids=(151643, 151645),
+        pad_id=151643,
+        dtype=config.rollout.dtype,
+        weights=config.rollout.weights,
+        cache_dtype=config.rollout.cache_dtype,
+    )
+    held = memory_table(config, model)
+    return Engine(model, settings, mesh), held["parameters"] + held["optimiser"] + held["reference"]
+
+
+def measure(case: Case) -> dict:
+    """Bytes a chip and compile seconds (of processor time) of the largest program of each kind; raises where one does not
+    compile."""
+    engine, held = engine_of(case)
+    programs = {}
+    for name, function, arguments in engine.programs():
+        kind = name.split()[0]
+        if kind in programs:
+            continue
+        started = time.process_time()
+        compiled = function.lower(*arguments).compile(EFFORT)
+        m = compiled.memory_analysis()
+        programs[kind] = {
+            "name": name,
+            "arguments": m.argument_size_in_bytes,
+            "temporaries": m.temp_size_in_bytes,
+            "outputs": m.output_size_in_bytes,
+            "aliased": m.alias_size_in_bytes,
+            "seconds": time.process_time() - started,
+        }
+        print(case.name, name, f"{programs[kind]['seconds']:.0f} s", file=sys.stderr, flush=True)
+    replicas, tensor = engine.mesh.devices.shape
+    return asdict(case) | {
+        "case": case.name,
+        "replicas": replicas,
+        "tensor": tensor,
+        "slots": engine.settings.slots // replicas,
+        "attention": engine.settings.attention,
+        "block": engine.settings.block,
+        "memory": int(MEMORY_GIB[case.chip] * GIB),
+        "held": held,
+        "programs": programs,
+        "versions": {name: version(name) for name in ("jax", "libtpu")},
+    }
+
+
+def program_bytes(program: dict) -> int:
+    """What one program needs by itself."""
+    return program["arguments"] + program["temporaries"] + program["outputs"] - program["aliased"]
+
+
+def residents(line: dict) -> dict[str, int]:
+    """Bytes a chip of what lives through a rollout: the sampler's weights, the slots with their cache, and one prefix."""
+    p = line["programs"]
+    weights = p["prefill"]["arguments"]
+    return {"weights": weights, "slots": p["decode"]["arguments"] - weights, "prefix": p["prefill"]["outputs"]}
+
+
+def peak_bytes(line: dict) -> int:
+    """The most that a chip holds during a rollout: training's state, everything resident, and the hungriest program's own."""
+    own = [p["temporaries"] + p["outputs"] - p["aliased"] for kind, p in line["programs"].items() if kind != "prefill"]
+    own.append(line["programs"]["prefill"]["temporaries"])
+    return line["held"] + sum(residents(line).values()) + max(own)
+
+
+COLUMNS = (
+    "model | slice | replicas x tensor | slots a replica | weights | slots' cache | prefix | prefill temp. | insert temp. | "
+    "decode temp. | training state | peak | of | compile s: prefill, insert, decode"
+)
+NOTES = """\
+# The rollout programs compiled for TPUs
+
+Compiled ahead of time by libtpu {libtpu} with jax {jax} on a machine without a TPU; nothing ran. Each row is one training
+slice with the sizes that `jaxgrpo/train/sizes.py` works out for it (512 prompts x 8 samples, 2048 + 4096 tokens, bfloat16). The
+programs are those of one host of 4 chips, or of the hosts that share a replica where `tensor` is larger: the largest prefill,
+insert, decode (32 tokens a dispatch) and resize. Decoding uses the ragged Pallas kernel with cache blocks of 512 positions.
+
+Columns are GiB a chip. The peak is what training keeps (float32 parameters, Adam's moments, the bfloat16 reference), the
+sampler's weights, all slots, one prefix, and what the hungriest program needs besides; `of` is what a program can have on that
+chip. Compile seconds are processor time over all threads, with `exec_time_optimization_effort` at -1: at the default, 0.5B took
+about seven times as long and needed slightly smaller temporaries.
+
+    python tests/rollout/tpu_programs.py measure all > lines.jsonl
+    python tests/rollout/tpu_programs.py table lines.jsonl > benchmarks/tpu_rollout_programs.md
+"""
+
+
+def table(lines: list[dict]) -> str:
+    """The measured cases as a Markdown document."""
+    heads = COLUMNS.split(" | ")
+    rows = [heads, ["---"] * 2 + ["---:"] * (len(heads) - 2)]
+    for line in sorted(lines, key=lambda line: [case.name for case in CASES].index(line["case"])):
+        p = line["programs"]
+        sizes = [*residents(line).values(), *(p[kind]["temporaries"] for kind in ("prefill", "insert", "decode"))]
+        sizes += [line["held"], peak_bytes(line), line["memory"]]
+        seconds = ", ".join(f"{p[kind]['seconds']:.0f}" for kind in ("prefill", "insert", "decode"))
+        where = f"{line['chip']} {line['slice']}"
+        shape = f"{line['replicas']} x {line['tensor']}"
+        rows.append(
+            [
+                " ".join(filter(None, (line["size"].upper(), line["weights"]))),
+                where,
+                shape,
+                str(line["slots"]),
+                *(f"{x / GIB:.2f}" for x in sizes),
+                seconds,
+            ]
+        )
+    return NOTES.format(**lines[0]["versions"]) + "\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def main(command: str, *names: str) -> None:
+    if command == "measure":
+        for case in CASES:
+            if case.name in names or "all" in names:
+                print(json.dumps(measure(case)), flush=True)
+    elif command == "table":
+        print(table([json.loads(line) for name in names for line in Path(name).read_text().splitlines()]))
+    else:
+        raise SystemExit(f"unknown command {command!r}: measure or table")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
