@@ -1,0 +1,124 @@
+"""Training-style requests through JetStream's Driver in a child process, against our scheduler."""
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+from engines import engine_of, prompts_of, requests_of
+
+from jaxgrpo.rollout.engine import EngineError
+from jaxgrpo.rollout.sampling import Sampling
+from jaxgrpo.rollout.scheduler import generate
+
+pytestmark = pytest.mark.skipif(find_spec("jetstream") is None, reason="google-jetstream is not installed")
+
+
+@pytest.fixture(scope="module")
+def driver():
+    from jaxgrpo.rollout.driver_process import DriverProcess
+
+    with DriverProcess() as driver:
+        yield driver
+
+
+@pytest.fixture(scope="module")
+def engine(model):
+    """An engine of eight slots and a stop token, which ends some responses early; and its weights."""
+    free, params = engine_of(model)
+    stop = generate(free, params, requests_of(prompts_of([5], seed=2)))[0][0].tokens[6]
+    return engine_of(model, stop_ids=(stop,))
+
+
+def assert_same(theirs, ours):
+    assert [[r.tokens for r in group] for group in theirs] == [[r.tokens for r in group] for group in ours]
+    assert [[r.finish for r in group] for group in theirs] == [[r.finish for r in group] for group in ours]
+    for their, our in zip(sum(theirs, []), sum(ours, []), strict=True):
+        np.testing.assert_allclose(their.logps, our.logps, atol=1e-5)
+
+
+def test_the_header_brings_back_what_was_put_in():
+    from jaxgrpo.rollout.driver import HEADER, read_header, with_header
+
+    key, sampling = np.array([2**32 - 1, 7], np.uint32), Sampling(0.7, 40, 0.9, 0.05)
+    tokens = with_header(np.array([3, 4]), key, sampling, 24)
+    assert tokens.dtype == np.int32 and tokens[HEADER:].tolist() == [3, 4]
+    back_key, back, limit = read_header(tokens)
+    np.testing.assert_array_equal(back_key, key)
+    assert limit == 24 and back.top_k == 40
+    np.testing.assert_array_equal(np.float32([back.temperature, back.top_p, back.min_p]), np.float32([0.7, 0.9, 0.05]))
+
+
+def test_sampled_groups_with_limits_of_their_own_equal_the_schedulers(engine, driver):
+    prompts = prompts_of([5, 16, 32, 1, 20, 9, 3, 28], seed=2)
+    requests = requests_of(prompts, samples=3, temperature=1.0)
+    requests = [replace(request, max_new=np.array([24, 7, 1])) for request in requests]
+    finished = []
+    theirs = driver.generate(*engine, requests, on_finish=lambda r: finished.append((r.request, r.sample)))
+    assert_same(theirs, generate(*engine, requests))
+    assert sorted(finished) == [(r, s) for r in range(8) for s in range(3)]
+    assert {r.finish for group in theirs for r in group} == {"stop", "length"}
+
+
+def test_64_greedy_prompts_equal_the_schedulers(engine, driver):
+    rng = np.random.default_rng(1)
+    requests = requests_of(prompts_of(rng.integers(1, 33, 64), seed=3))
+    assert_same(driver.generate(*engine, requests), generate(*engine, requests))
+
+
+def test_new_weights_reach_the_same_child(model, engine, driver):
+    ours, params = engine
+    requests = requests_of(prompts_of([5, 16, 32]), temperature=1.0)
+    before, pid = driver.generate(ours, params, requests), driver.pid
+    other = ours.load_params({name: value * 1.1 for name, value in model.params.items()})
+    theirs = driver.generate(ours, other, requests)
+    assert driver.pid == pid
+    assert_same(theirs, generate(ours, other, requests))
+    assert theirs[0][0].tokens != before[0][0].tokens
+
+
+def test_a_request_that_the_engine_cannot_serve_never_reaches_the_child(engine, driver):
+    pid = driver.pid
+    with pytest.raises(EngineError, match="request 1 has 33 tokens"):
+        driver.generate(*engine, requests_of(prompts_of([5, 33])))
+    assert driver.pid == pid
+
+
+def test_a_child_that_dies_is_an_error_that_names_it_and_the_next_call_has_another(engine, driver):
+    from jaxgrpo.rollout.driver_process import DriverError
+
+    requests = requests_of(prompts_of([5] * 40), samples=4, temperature=1.0)
+    driver.generate(*engine, requests[:1])
+    pid, killed = driver.pid, []
+
+    def kill(response):
+        if not killed:
+            killed.append(os.kill(pid, signal.SIGKILL))
+
+    with pytest.raises(DriverError, match=f"process {pid}, was ended by SIGKILL"):
+        driver.generate(*engine, requests, on_finish=kill)
+    assert driver.pid is None
+    assert_same(driver.generate(*engine, requests[:2]), generate(*engine, requests[:2]))
+
+
+def test_the_child_ends_with_its_parent(tmp_path):
+    """Also when the parent is killed: its end of the socket closes."""
+    code = """
+import socket, subprocess, sys, time
+ours, theirs = socket.socketpair()
+child = subprocess.Popen([sys.executable, "-c", "import jaxgrpo.rollout.driver_process as d, sys; d._read(d.Connection("
+    "int(sys.argv[1])), d.queue.Queue())", str(theirs.fileno())], pass_fds=[theirs.fileno()])
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    parent = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
+    child = int(parent.stdout.readline())
+    parent.kill()
+    parent.communicate(timeout=30)  # the pipe ends when the child, which has it too, does
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
