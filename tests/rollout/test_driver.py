@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
-from engines import engine_of, prompts_of, requests_of
+from engines import engine_of, prompts_of, requests_of, trainer_logits
 
 from jaxgrpo.rollout.engine import EngineError
 from jaxgrpo.rollout.sampling import Sampling
@@ -19,19 +19,22 @@ pytestmark = pytest.mark.skipif(find_spec("jetstream") is None, reason="google-j
 
 
 @pytest.fixture(scope="module")
-def driver():
+def driver(tmp_path_factory):
     from jaxgrpo.rollout.driver_process import DriverProcess
 
-    with DriverProcess() as driver:
+    with pytest.MonkeyPatch.context() as patch, DriverProcess() as driver:  # children share a compilation cache
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("xla")))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         yield driver
 
 
 @pytest.fixture(scope="module")
 def engine(model):
     """An engine of eight slots and a stop token, which ends some responses early; and its weights."""
-    free, params = engine_of(model)
-    stop = generate(free, params, requests_of(prompts_of([5], seed=2)))[0][0].tokens[6]
-    return engine_of(model, stop_ids=(stop,))
+    said = prompts_of([5], seed=2)[0].tolist()
+    for _ in range(7):
+        said.append(int(trainer_logits(model, said)[-1].argmax()))
+    return engine_of(model, max_prompt=16, stop_ids=(said[-1],))
 
 
 def assert_same(theirs, ours):
@@ -54,7 +57,7 @@ def test_the_header_brings_back_what_was_put_in():
 
 
 def test_sampled_groups_with_limits_of_their_own_equal_the_schedulers(engine, driver):
-    prompts = prompts_of([5, 16, 32, 1, 20, 9, 3, 28], seed=2)
+    prompts = prompts_of([5, 16, 12, 1, 14, 9, 3, 8], seed=2)
     requests = requests_of(prompts, samples=3, temperature=1.0)
     requests = [replace(request, max_new=np.array([24, 7, 1])) for request in requests]
     finished = []
@@ -66,13 +69,13 @@ def test_sampled_groups_with_limits_of_their_own_equal_the_schedulers(engine, dr
 
 def test_64_greedy_prompts_equal_the_schedulers(engine, driver):
     rng = np.random.default_rng(1)
-    requests = requests_of(prompts_of(rng.integers(1, 33, 64), seed=3))
+    requests = requests_of(prompts_of(rng.integers(1, 17, 64), seed=3))
     assert_same(driver.generate(*engine, requests), generate(*engine, requests))
 
 
 def test_new_weights_reach_the_same_child(model, engine, driver):
     ours, params = engine
-    requests = requests_of(prompts_of([5, 16, 32]), temperature=1.0)
+    requests = requests_of(prompts_of([5, 16, 12]), temperature=1.0)
     before, pid = driver.generate(ours, params, requests), driver.pid
     other = ours.load_params({name: value * 1.1 for name, value in model.params.items()})
     theirs = driver.generate(ours, other, requests)
@@ -83,8 +86,8 @@ def test_new_weights_reach_the_same_child(model, engine, driver):
 
 def test_a_request_that_the_engine_cannot_serve_never_reaches_the_child(engine, driver):
     pid = driver.pid
-    with pytest.raises(EngineError, match="request 1 has 33 tokens"):
-        driver.generate(*engine, requests_of(prompts_of([5, 33])))
+    with pytest.raises(EngineError, match="request 1 has 17 tokens"):
+        driver.generate(*engine, requests_of(prompts_of([5, 17])))
     assert driver.pid == pid
 
 
@@ -105,7 +108,7 @@ def test_a_child_that_dies_is_an_error_that_names_it_and_the_next_call_has_anoth
     assert_same(driver.generate(*engine, requests[:2]), generate(*engine, requests[:2]))
 
 
-def test_the_child_ends_with_its_parent(tmp_path):
+def test_the_child_ends_with_its_parent():
     """Also when the parent is killed: its end of the socket closes."""
     code = """
 import socket, subprocess, sys, time
@@ -113,12 +116,10 @@ ours, theirs = socket.socketpair()
 child = subprocess.Popen([sys.executable, "-c", "import jaxgrpo.rollout.driver_process as d, sys; d._read(d.Connection("
     "int(sys.argv[1])), d.queue.Queue())", str(theirs.fileno())], pass_fds=[theirs.fileno()])
 print(child.pid, flush=True)
-time.sleep(60)
+time.sleep(300)
 """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     parent = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
-    child = int(parent.stdout.readline())
+    parent.stdout.readline()
     parent.kill()
-    parent.communicate(timeout=30)  # the pipe ends when the child, which has it too, does
-    with pytest.raises(ProcessLookupError):
-        os.kill(child, 0)
+    parent.communicate(timeout=50)  # returns once the child, which writes to the same pipe, has ended too
