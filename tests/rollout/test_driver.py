@@ -91,7 +91,8 @@ def test_a_request_that_the_engine_cannot_serve_never_reaches_the_child(engine, 
     assert driver.pid == pid
 
 
-def test_a_child_that_dies_is_an_error_that_names_it_and_the_next_call_has_another(engine, driver):
+def kill_while_it_answers(engine, driver) -> int:
+    """SIGKILL, as the package's Driver does to itself, after the first of 160 answers; returns the child's pid."""
     from jaxgrpo.rollout.driver_process import DriverError
 
     requests = requests_of(prompts_of([5] * 40), samples=4, temperature=1.0)
@@ -102,10 +103,23 @@ def test_a_child_that_dies_is_an_error_that_names_it_and_the_next_call_has_anoth
         if not killed:
             killed.append(os.kill(pid, signal.SIGKILL))
 
-    with pytest.raises(DriverError, match=f"process {pid}, was ended by SIGKILL"):
+    with pytest.raises(DriverError, match=f"process {pid}, was ended by SIGKILL") as died:
         driver.generate(*engine, requests, on_finish=kill)
+    assert died.value.exit_code == 1
+    return pid
+
+
+def test_a_child_that_dies_is_an_error_that_names_it(engine, driver):
+    kill_while_it_answers(engine, driver)
     assert driver.pid is None
-    assert_same(driver.generate(*engine, requests[:2]), generate(*engine, requests[:2]))
+
+
+@pytest.mark.slow
+def test_the_call_after_an_error_has_another_child(engine, driver):
+    killed = kill_while_it_answers(engine, driver)
+    requests = requests_of(prompts_of([5, 16, 12]))
+    assert_same(driver.generate(*engine, requests), generate(*engine, requests))
+    assert driver.pid not in (None, killed)
 
 
 def test_the_child_ends_with_its_parent():

@@ -138,41 +138,6 @@ def test_a_cancelled_request_gives_its_slot_back_at_once(served):
     assert cancelled_s < max(0.5, 0.7 * (time.monotonic() - start)), "the slots were decoded to their limit"
 
 
-@pytest.mark.slow
-def test_after_1000_requests_with_cancels_and_disconnects_every_slot_is_free(served, ours):
-    import grpc
-
-    from jaxgrpo.rollout.client import decode_request, pb_grpc
-
-    def ask(seed: int) -> str:
-        rng = random.Random(seed)
-        prompt = [rng.randrange(3, VOCAB) for _ in range(rng.randint(1, 16))]
-        request, fate = decode_request(prompt, rng.randint(1, 60)), rng.choice(["read", "read", "cancel", "disconnect"])
-        with grpc.insecure_channel(served.address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
-            stream = pb_grpc.OrchestratorStub(channel).Decode(request, timeout=300)
-            if fate == "read":
-                tokens = [token for r in stream for token in r.stream_content.samples[0].token_ids]
-                assert 1 <= len(tokens) <= request.max_tokens
-                return fate
-            if rng.random() < 0.8:
-                next(stream)
-            else:
-                time.sleep(rng.random() * 0.05)
-            if fate == "cancel":
-                stream.cancel()
-        return fate  # leaving the channel with a running stream is a disconnect
-
-    child = served.child()
-    with ThreadPoolExecutor(32) as pool:
-        fates = list(pool.map(ask, range(1000)))
-    assert min(fates.count(fate) for fate in ("read", "cancel", "disconnect")) > 150
-    wait_until_none_is_held(served, 30)
-    prompts = prompts_of(range(1, 17), vocab=VOCAB, seed=9)
-    with ThreadPoolExecutor(16) as pool:
-        assert list(pool.map(lambda prompt: served.tokens(prompt.tolist(), 24), prompts)) == ours(prompts)
-    assert served.child() == child, "the Driver lived through all of it"
-
-
 def test_a_killed_child_is_replaced_and_answers_again(served, ours):
     import grpc
 
@@ -208,6 +173,7 @@ def test_sigterm_lets_a_running_request_end_refuses_new_ones_and_leaves_no_proce
         served.tokens([3], 5)
 
 
+@pytest.mark.slow
 def test_sigint_while_it_loads_ends_it_with_0_and_leaves_no_process(directory, env):
     from served import ServedProcess, is_alive
 
@@ -215,4 +181,46 @@ def test_sigint_while_it_loads_ends_it_with_0_and_leaves_no_process(directory, e
     served.wait_for("loading")
     child = served.child()
     assert served.end(signal.SIGINT) < 10
+    assert not is_alive(child)
+
+
+@pytest.mark.slow
+def test_after_1000_requests_with_cancels_and_disconnects_every_slot_is_free_and_it_stops(directory, env, ours):
+    import grpc
+    from served import ServedProcess, is_alive
+
+    from jaxgrpo.rollout.client import decode_request, pb_grpc
+
+    def ask(seed: int) -> str:
+        rng = random.Random(seed)
+        prompt = [rng.randrange(3, VOCAB) for _ in range(rng.randint(1, 16))]
+        request, fate = decode_request(prompt, rng.randint(1, 60)), rng.choice(["read", "read", "cancel", "disconnect"])
+        with grpc.insecure_channel(served.address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+            stream = pb_grpc.OrchestratorStub(channel).Decode(request, timeout=300)
+            if fate == "read":
+                tokens = [token for r in stream for token in r.stream_content.samples[0].token_ids]
+                assert 1 <= len(tokens) <= request.max_tokens
+                return fate
+            if rng.random() < 0.8:
+                next(stream)
+            else:
+                time.sleep(rng.random() * 0.05)
+            if fate == "cancel":
+                stream.cancel()
+        return fate  # leaving the channel with a running stream is a disconnect
+
+    served = ServedProcess(str(directory), *SIZES, env=env)
+    served.connect()
+    child = served.child()
+    with ThreadPoolExecutor(32) as pool:
+        fates = list(pool.map(ask, range(1000)))
+    assert min(fates.count(fate) for fate in ("read", "cancel", "disconnect")) > 150
+    wait_until_none_is_held(served, 30)
+    prompts = prompts_of(range(1, 17), vocab=VOCAB, seed=9)
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(lambda prompt: served.tokens(prompt.tolist(), 24), prompts)) == ours(prompts)
+    assert served.child() == child, "the Driver lived through all of it"
+    streams = [served.stream([3, i], LONGEST) for i in range(10 * SLOTS)]  # more than can end while it drains
+    next(streams[0])
+    assert served.end(signal.SIGTERM) < 10
     assert not is_alive(child)
