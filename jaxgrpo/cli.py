@@ -62,7 +62,8 @@ def _parser() -> argparse.ArgumentParser:
         help="answer requests to a checkpoint through JetStream's gRPC service",
         description="Serve a checkpoint with JetStream's orchestrator over gRPC, from a child process that is started again "
         "when it dies. SIGTERM or Ctrl-C lets running requests end, for 5 seconds. There is no authentication.",
-        epilog="keys: seed, data.max_prompt_tokens, data.tokenizer and those of rollout that say how to sample and what fits",
+        epilog="keys: seed, data.max_prompt_tokens, data.tokenizer, rollout.temperature, rollout.max_new_tokens, "
+        "rollout.slots, rollout.cache_gib, rollout.tensor, rollout.dtype",
     )
     serve.add_argument(
         "checkpoint",

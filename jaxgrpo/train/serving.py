@@ -75,17 +75,25 @@ def find(path: str, overrides: list[str]) -> Served:
         source, stored = resolve_model(str(companions), need_weights=False), companions.parent / "config.yaml"
     else:
         source, step, stored = resolve_model(path), None, None
-    config = load_config(str(stored) if stored and stored.exists() else None, overrides)
-    changes = {key: 0 for key in ("rollout.slots", "rollout.cache_gib", "rollout.tensor") if key not in given}
-    changes |= {} if "rollout.temperature" in given else {"rollout.temperature": 0.0}
-    if stored is None:
-        positions = source.config.max_positions
+    in_run = stored is not None and stored.exists()
+    config = load_config(str(stored) if in_run else None, overrides)
+    return Served(
+        source, step, replace(config, _serving_values(config, given, None if in_run else source.config.max_positions))
+    )
+
+
+def _serving_values(config: Config, given: set[str], positions: int | None) -> dict:
+    """What a server has in place of the values of training, for keys that were not given. positions: what the model knows, for
+    a model that no run has set lengths for."""
+    values = {"rollout.slots": 0, "rollout.cache_gib": 0.0, "rollout.tensor": 0, "rollout.temperature": 0.0}
+    values["data.tokenizer"] = ""  # the model's own, which a run keeps a copy of
+    if positions is not None:
         prompt = config.data.max_prompt_tokens
         if "data.max_prompt_tokens" not in given:
-            prompt = changes["data.max_prompt_tokens"] = min(prompt, max(1, positions // 3))
-        if "rollout.max_new_tokens" not in given:
-            changes["rollout.max_new_tokens"] = max(1, min(config.rollout.max_new_tokens, positions - prompt))
-    return Served(source, step, replace(config, changes))
+            prompt = min(prompt, max(1, positions // 3))
+        values["data.max_prompt_tokens"] = prompt
+        values["rollout.max_new_tokens"] = max(1, min(config.rollout.max_new_tokens, positions - prompt))
+    return {key: value for key, value in values.items() if key not in given}
 
 
 def make_engine(served: Served) -> Engine:

@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxgrpo.cli import main
 from jaxgrpo.config import Config, ConfigError, replace, to_yaml
 from jaxgrpo.model import load_hf
 from jaxgrpo.train.checkpoint import CheckpointError, save_params
 from jaxgrpo.train.conversion import convert
-from jaxgrpo.train.serving import find, load_weights, make_engine, serving_sizes
+from jaxgrpo.train.serving import KEYS, find, load_weights, make_engine, serving_sizes
 from tests.data.tiny_hf import write_tiny_tokenizer
 from tests.model.tiny_hf_model import write_tiny_model
 
@@ -31,7 +32,13 @@ def run(hf, tmp_path_factory):
     (run / "model").mkdir()
     for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         (run / "model" / name).write_bytes((hf / name).read_bytes())
-    sizes = {"data.max_prompt_tokens": 40, "rollout.max_new_tokens": 24, "rollout.dtype": "float32", "rollout.slots": 512}
+    sizes = {
+        "data.tokenizer": "/gone",
+        "data.max_prompt_tokens": 40,
+        "rollout.max_new_tokens": 24,
+        "rollout.dtype": "float32",
+        "rollout.slots": 512,
+    }
     (run / "config.yaml").write_text(to_yaml(replace(Config(), sizes)))
     params = load_hf(hf, dtype=jnp.float32).params
     save_params(run / "checkpoints" / "9" / "params", params)
@@ -81,6 +88,13 @@ def test_a_model_without_a_run_is_served_with_lengths_that_it_knows(hf):
 def test_what_cannot_be_served_is_refused_with_value_and_remedy(hf, overrides, message):
     with pytest.raises(ConfigError, match=message):
         make_engine(find(str(hf), overrides))
+
+
+def test_the_help_of_the_command_names_the_keys(capsys):
+    with pytest.raises(SystemExit):
+        main(["serve", "--help"])
+    text = capsys.readouterr().out
+    assert all(key in text for key in KEYS)
 
 
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
