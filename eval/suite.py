@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,8 +56,12 @@ def sample_and_grade(
     samples: int,
     sampling: Sampling,
     max_new: int,
+    generate: Callable = generate,
 ) -> Graded:
-    """Sample `samples` responses to every prompt. Grading starts as each one ends, while others are still being decoded."""
+    """Sample `samples` responses to every prompt. Grading starts as each one ends, while others are still being decoded.
+
+    generate: what makes them, with the signature of the scheduler's.
+    """
     requests = [
         Request(
             p.tokens,

@@ -68,6 +68,31 @@ def _parser() -> argparse.ArgumentParser:
     _add_bench_options(bench)
     bench.set_defaults(run=_bench)
 
+    serve = commands.add_parser(
+        "serve",
+        help="answer requests to a checkpoint through JetStream's gRPC service",
+        description="Serve a checkpoint with JetStream's orchestrator over gRPC, from a child process that is started again "
+        "when it dies. SIGTERM or Ctrl-C lets running requests end, for 5 seconds. There is no authentication.",
+        epilog="keys: seed, data.max_prompt_tokens, data.tokenizer, rollout.temperature, rollout.max_new_tokens, "
+        "rollout.slots, rollout.cache_gib, rollout.tensor, rollout.dtype",
+    )
+    serve.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="run directory (its newest checkpoint), one step of it, a converted or Hugging Face directory, or a hub id",
+    )
+    serve.add_argument("overrides", metavar="key=value", nargs="*", help="such as rollout.dtype=float32")
+    serve.add_argument("--host", default="127.0.0.1", help="interface to listen on (default: %(default)s)")
+    serve.add_argument("--port", type=int, default=9000, help="default: %(default)s; 0: a free one, which is printed")
+    for option, key, meaning in (
+        ("--slots", "rollout.slots", "sequences decoded at once (default: what memory holds, at most 64)"),
+        ("--max-prompt", "data.max_prompt_tokens", "longest prompt in tokens (default: the run's, or what the model allows)"),
+        ("--max-new", "rollout.max_new_tokens", "longest answer in tokens (default: likewise)"),
+        ("--temperature", "rollout.temperature", "of sampling (default: 0, the likeliest token)"),
+    ):
+        serve.add_argument(option, dest="given", action="append", type=f"{key}={{}}".format, metavar="N", help=meaning)
+    serve.set_defaults(run=_serve, given=[])
+
     fit = commands.add_parser("fit", help="fit the scaling law to metrics and predict", add_help=False)
     fit.set_defaults(run=_fit)
     return parser
@@ -156,6 +181,26 @@ def _export(arguments) -> int:
         print(f"exported {arguments.checkpoint} to {export(arguments.checkpoint, arguments.out_dir, arguments.dtype)}")
 
     return _reported(run)
+
+
+def _serve(arguments) -> int:
+    import json
+
+    from jaxgrpo.parallel.mesh import prepare_cpu_devices
+    from jaxgrpo.rollout.supervisor import Supervisor, reserve_port
+
+    try:
+        port = reserve_port(arguments.host, arguments.port)
+    except UserError as error:
+        print(f"jaxgrpo: {error}", file=sys.stderr)
+        return error.exit_code
+    prepare_cpu_devices(0)
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "jaxgrpo" / "xla"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    overrides = arguments.given + arguments.overrides
+    options = {"checkpoint": arguments.checkpoint, "overrides": overrides, "host": arguments.host, "port": port}
+    return Supervisor([sys.executable, "-m", "jaxgrpo.train.serving", json.dumps(options)]).run()
 
 
 def _fit(arguments) -> int:

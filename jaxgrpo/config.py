@@ -38,6 +38,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class RolloutConfig:
+    driver: Literal["engine", "jetstream"] = "engine"  # "jetstream": check it against JetStream's Driver, in a CPU process
     samples: int = 8  # responses per prompt: the group
     temperature: float = 1.0
     top_k: int = 0  # sample from this many most probable tokens; 0: from all
@@ -159,6 +160,7 @@ EXECUTION_KEYS = {
     "train.unroll",
     "train.remat",
     "train.logit_chunk",
+    "rollout.driver",
     "rollout.slots",
     "rollout.cache_gib",
     "rollout.chunk",

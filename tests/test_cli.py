@@ -8,7 +8,7 @@ from jaxgrpo import __version__
 from jaxgrpo.cli import main
 from tests.run.commands import ROOT
 
-COMMANDS = ["train", "convert", "export", "fit"]
+COMMANDS = ["train", "convert", "export", "serve", "fit"]
 SIZES = ["0.5b", "1.5b", "3b", "7b", "14b", "32b", "72b"]
 
 
@@ -38,7 +38,18 @@ def test_the_help_of_train_lists_every_key_with_its_default(capsys):
     assert "rollout.max_new_tokens=4096" in text
 
 
-@pytest.mark.parametrize("arguments", [[], ["fly"], ["train"], ["train", "configs/quickstart.yaml", "--fast"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["fly"],
+        ["train"],
+        ["train", "configs/quickstart.yaml", "--fast"],
+        ["serve"],
+        ["serve", "x", "--port", "p"],
+        ["serve", "x", "--port", "70000"],
+    ],
+)
 def test_bad_usage_exits_with_2(arguments):
     assert exit_code(arguments) == 2
 
@@ -55,6 +66,13 @@ def test_the_help_needs_no_jax():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip().endswith("False")
+
+
+def test_serve_without_a_checkpoint_fails_with_the_childs_exit_code(tmp_path):
+    command = [sys.executable, "-m", "jaxgrpo.cli", "serve", str(tmp_path), "--port", "0", "--slots", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 1 and "holds no checkpoint" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("size", SIZES)

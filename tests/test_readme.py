@@ -1,5 +1,6 @@
 """Every command that the README shows is run here, on stand-ins for what needs a hub: tiny weights, a short run."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -24,7 +25,8 @@ def commands(name: str) -> list[list[str]]:
 
 
 def test_every_line_of_code_in_the_readme_is_known_to_these_tests():
-    known = ("jaxgrpo train ", "jaxgrpo export ", "jaxgrpo convert ", "jaxgrpo fit", "python -m scaling", "bash launch/")
+    known = ("train ", "export ", "convert ", "serve ", "fit")
+    known = (*(f"jaxgrpo {name}" for name in known), "python -m scaling", "bash launch/")
     assert len(COMMANDS) >= 8
     for line in LINES:
         assert line.startswith((*known, "from jaxgrpo", "import scaling")), line
@@ -39,7 +41,7 @@ def test_the_train_commands_resolve(arguments, capsys, tmp_path):
 
 def test_the_imports_work():
     code = "\n".join(line for line in LINES if line.startswith(("from ", "import ")))
-    assert code.count("import") == 4
+    assert code.count("import") == 5
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
@@ -71,6 +73,25 @@ def test_convert_train_and_export_are_a_circle(tmp_path):
     assert trained.keys() == original.keys()
     for name, tensor in original.items():
         np.testing.assert_allclose(trained[name], tensor * (1 - 1e-3) ** 2, rtol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("arguments", commands("serve"), ids=" ".join)
+def test_the_serve_commands_lead_to_a_server(arguments, tmp_path, monkeypatch):
+    """The command as it stands, on a tiny model; the server itself is tested in tests/rollout/test_serve.py."""
+    from jaxgrpo.rollout import supervisor
+    from jaxgrpo.train.serving import find, make_engine
+
+    directory = tmp_path / "model"
+    tokenizer = write_tiny_tokenizer(directory)
+    write_tiny_model(
+        directory, vocab=512, layers=2, heads=4, head_dim=16, max_positions=1000, stop_ids=(tokenizer.eos_token_id,)
+    )
+    started = []
+    monkeypatch.setattr(supervisor.Supervisor, "run", lambda self: started.append(json.loads(self.command[-1])) or 0)
+    assert main(["serve", str(directory), *arguments[2:]]) == 0
+    (options,) = started
+    assert options["host"] == "127.0.0.1" and options["port"] > 0
+    assert make_engine(find(options["checkpoint"], options["overrides"])).max_concurrent_decodes >= 8
 
 
 @pytest.mark.parametrize("arguments", commands("fit"), ids=" ".join)

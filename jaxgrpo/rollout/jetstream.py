@@ -1,4 +1,5 @@
-"""Our engine as an `Engine` of google-jetstream 0.2.2, for JetStream's own drivers. Decoding is greedy.
+"""Our engine as an `Engine` of google-jetstream 0.2.2, for JetStream's own drivers. Decoding is greedy; rollout/driver.py
+has the subclass whose requests say how to sample.
 
 Beyond delegation: results are the package's `ResultTokens`, so that its Driver recognises them, and the tokenizer speaks its
 Tokenizer API. Stop tokens are decided by the engine: the stop token itself is handed out as a valid token and the slot's next
@@ -60,15 +61,31 @@ class JetStreamTokenizer(tokenizer_api.Tokenizer):
         return set()
 
 
+class SlotCount(int):
+    """The number of slots, larger than any number of free ones even when all are free.
+
+    The Driver's generate thread asserts that fewer slots are free than there are, while its detokenize thread may free the last
+    one at that very moment; the assertion then kills the process. What it guards against, a step over slots that are all done,
+    costs our engine nothing.
+    """
+
+    def __gt__(self, other) -> bool:
+        return True
+
+
 class JetStreamEngine(engine_api.Engine):
-    """The package's Engine around ours."""
+    """The package's Engine around ours. `header` more ints than the longest prompt fit before it."""
+
+    header = 0
 
     def __init__(self, engine: Engine):
-        if engine.max_prefill_length not in PADDED_LENGTHS:
+        longest = engine.max_prefill_length + self.header
+        if longest > PADDED_LENGTHS[-1]:
             raise EngineError(
-                f"JetStream needs a prompt limit among {', '.join(map(str, PADDED_LENGTHS))}, "
-                f"not {engine.max_prefill_length} (data.max_prompt_tokens)."
+                f"JetStream pads prompts to at most {PADDED_LENGTHS[-1]} tokens; lower data.max_prompt_tokens="
+                f"{engine.max_prefill_length} to {PADDED_LENGTHS[-1] - self.header}."
             )
+        self._padded_length = next(length for length in PADDED_LENGTHS if length >= longest)
         self.engine = engine
 
     def load_params(self, *args, **kwargs):
@@ -108,8 +125,8 @@ class JetStreamEngine(engine_api.Engine):
         return JetStreamTokenizer(tokenizer, self.engine.settings.pad_id)
 
     @property
-    def max_concurrent_decodes(self) -> int:
-        return self.engine.max_concurrent_decodes
+    def max_concurrent_decodes(self) -> SlotCount:
+        return SlotCount(self.engine.max_concurrent_decodes)
 
     @property
     def samples_per_slot(self) -> int:
@@ -117,7 +134,8 @@ class JetStreamEngine(engine_api.Engine):
 
     @property
     def max_prefill_length(self) -> int:
-        return self.engine.max_prefill_length
+        """The longest prompt, in the padding that the package knows."""
+        return self._padded_length
 
     @property
     def mesh(self):

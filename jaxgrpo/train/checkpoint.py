@@ -96,8 +96,8 @@ def load_params_anywhere(directory: Path) -> dict[str, jax.Array]:
         return checkpointer.restore(directory.absolute(), _on_default_device(checkpointer.metadata(directory.absolute())))
 
 
-def read_checkpoint(path: Path) -> tuple[dict[str, jax.Array], dict]:
-    """(params, meta) of a step directory, or of the newest step of a run or checkpoints directory, on the default device."""
+def step_directory(path: Path) -> Path:
+    """A step directory as it is, or the newest step of a run or checkpoints directory. CheckpointError if there is none."""
     for folder in (path / "checkpoints", path):
         steps = [int(child.name) for child in folder.iterdir() if child.name.isdigit()] if folder.is_dir() else []
         if steps:
@@ -105,6 +105,12 @@ def read_checkpoint(path: Path) -> tuple[dict[str, jax.Array], dict]:
             break
     if not (path / "params").is_dir():
         raise CheckpointError(f"{path} holds no checkpoint: give a run directory, its checkpoints/ folder, or one step of it.")
+    return path
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, jax.Array], dict]:
+    """(params, meta) of a step directory, or of the newest step of a run or checkpoints directory, on the default device."""
+    path = step_directory(path)
     with _readable(path, "give another step"), ocp.Checkpointer(ocp.CompositeCheckpointHandler("meta")) as checkpointer:
         meta = checkpointer.restore(path.absolute(), args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
     return load_params_anywhere(path / "params"), meta

@@ -51,15 +51,21 @@ def export(path: str, out_dir: str, dtype: str | None = None) -> Path:
     if is_converted(path) and (start / "config.json").exists():
         companions, params = start, checkpoint.load_params_anywhere(start / PARAMS)
     else:
-        companions = next((p / "model" for p in (start, *start.absolute().parents[:2]) if (p / "model").is_dir()), None)
         params, _ = checkpoint.read_checkpoint(start)
-        if companions is None:
-            raise ModelError(f"no model/ folder beside the checkpoint {start}: give a checkpoint inside its run directory.")
+        companions = run_companions(start)
     hf_config = read_json(companions / "config.json")
     source = resolve_model(str(companions), need_weights=False)
     chosen = jnp.dtype(dtype or stored_dtype(hf_config))
     save_params(params, source.config, out_dir, hf_config=hf_config, copy_from=companions, dtype=chosen)
     return Path(out_dir)
+
+
+def run_companions(start: Path) -> Path:
+    """The model/ folder of the run that a run directory, its checkpoints/ folder or one step of it belongs to."""
+    for folder in (start, *start.absolute().parents[:2]):
+        if (folder / "model").is_dir():
+            return folder / "model"
+    raise ModelError(f"no model/ folder beside the checkpoint {start}: give a checkpoint inside its run directory.")
 
 
 def load_converted(source: ModelSource, target: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:

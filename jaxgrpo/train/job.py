@@ -18,6 +18,8 @@ from jaxgrpo.model.parameters import abstract_parameters, count_parameters
 from jaxgrpo.model.source import ModelSource, resolve_model
 from jaxgrpo.parallel.mesh import rollout_mesh, trainer_mesh
 from jaxgrpo.reward import GraderPool
+from jaxgrpo.rollout import scheduler
+from jaxgrpo.rollout.driver_process import DriverProcess
 from jaxgrpo.rollout.engine import Engine, EngineSettings
 from jaxgrpo.rollout.sampling import Sampling
 from jaxgrpo.train.accounting import FlopCounter, peak_flops
@@ -46,6 +48,7 @@ class Job:
     mesh: jax.sharding.Mesh
     engine: Engine
     pool: GraderPool
+    driver: DriverProcess | None  # with rollout.driver=jetstream
 
     @property
     def model(self):
@@ -135,6 +138,7 @@ class Job:
             samples=samples,
             sampling=sampling,
             max_new=self.config.rollout.max_new_tokens,
+            generate=self.driver.generate if self.driver else scheduler.generate,
         )
 
     def evaluate(self, weights, step: int, stream: str = SUITE) -> list[Outcome]:
@@ -221,4 +225,5 @@ def prepare(config: Config) -> Job:
     )
     engine = Engine(source.config, settings, rollout_mesh(mesh, config.rollout.tensor), tokenizer=tokenizer)
     pool = GraderPool(config.reward.workers, config.reward.cpu_seconds, config.reward.wall_seconds)
-    return Job(config, source, tokenizer, stop_ids, pad_id, prompts, heldout, dropped, mesh, engine, pool)
+    driver = DriverProcess() if config.rollout.driver == "jetstream" else None
+    return Job(config, source, tokenizer, stop_ids, pad_id, prompts, heldout, dropped, mesh, engine, pool, driver)

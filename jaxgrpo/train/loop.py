@@ -5,7 +5,7 @@ evaluation, checkpoint. A run that is killed anywhere goes on from its last comp
 """
 
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 
 import jax
@@ -50,7 +50,7 @@ def train(config: Config) -> None:
         config = adopt(config, stored, len(jax.devices()))
         run.check_same(config, stored)
     job = prepare(config)
-    with job.pool:
+    with job.pool, job.driver or nullcontext():
         run.write_config(job.config)
         write_companions(run.path / "model", job.source, job.tokenizer)
         Trainer(job, run, compilations).run_all()
@@ -100,7 +100,8 @@ class Trainer:
         initial = self.initial_policy()
         dtype = jnp.dtype(self.config.train.dtype)
         self.reference = cast_params(initial, dtype) if self.config.algo.kl_coef else None
-        self.job.engine.compile(self.job.engine.load_params(initial))
+        if self.job.driver is None:
+            self.job.engine.compile(self.job.engine.load_params(initial))
         done = self.checkpoints.latest()
         if done is None:
             self.run.cut_after(-1)
