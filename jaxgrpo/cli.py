@@ -13,7 +13,7 @@ DONE, FAILED = 0, 1
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    parser = _parser()
+    parser = command_line()
     arguments, rest = parser.parse_known_args(argv)  # argparse leaves overrides that follow an option
     if arguments.run is _fit:  # scaling has a command line of its own, which works without jaxgrpo
         arguments.rest = rest
@@ -25,7 +25,8 @@ def main(argv: list[str] | None = None) -> int:
     return arguments.run(arguments)
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_line() -> argparse.ArgumentParser:
+    """The parser of everything that follows `jaxgrpo`."""
     parser = argparse.ArgumentParser(
         prog="jaxgrpo", description="GRPO post-training of Qwen2.5 in JAX, and the scaling law of what more would buy."
     )

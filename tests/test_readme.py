@@ -1,6 +1,7 @@
 """Every command that the README shows is run here, on stand-ins for what needs a hub: tiny weights, a short run."""
 
 import json
+import dataclasses
 import re
 import shlex
 import subprocess
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jaxgrpo.cli import main
+from jaxgrpo.bench.task import Task
+from jaxgrpo.cli import command_line, main
 from tests.data.tiny_hf import write_tiny_tokenizer
 from tests.model.tiny_hf_model import write_tiny_model
 from tests.run.commands import CONFIG, ROOT, SHORT, environment, jaxgrpo
@@ -25,7 +27,7 @@ def commands(name: str) -> list[list[str]]:
 
 
 def test_every_line_of_code_in_the_readme_is_known_to_these_tests():
-    known = ("train ", "export ", "convert ", "serve ", "fit")
+    known = ("train ", "export ", "convert ", "serve ", "bench ", "fit")
     known = (*(f"jaxgrpo {name}" for name in known), "python -m scaling", "bash launch/")
     assert len(COMMANDS) >= 8
     for line in LINES:
@@ -43,6 +45,14 @@ def test_the_imports_work():
     code = "\n".join(line for line in LINES if line.startswith(("from ", "import ")))
     assert code.count("import") == 5
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize("arguments", commands("bench"), ids=" ".join)
+def test_the_bench_commands_describe_a_task_that_can_be(arguments):
+    parsed = command_line().parse_args(arguments)
+    task = Task(**{field.name: getattr(parsed, field.name) for field in dataclasses.fields(Task)})
+    task.check()
+    assert task.model_config().layers == (24 if task.model else 4)
 
 
 def test_convert_train_and_export_are_a_circle(tmp_path):
