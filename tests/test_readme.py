@@ -1,7 +1,7 @@
 """Every command that the README shows is run here, on stand-ins for what needs a hub: tiny weights, a short run."""
 
-import json
 import dataclasses
+import json
 import re
 import shlex
 import subprocess
