@@ -68,6 +68,7 @@ def test_the_help_needs_no_jax():
     assert done.stdout.strip().endswith("False")
 
 
+@pytest.mark.slow
 def test_serve_without_a_checkpoint_fails_with_the_childs_exit_code(tmp_path):
     command = [sys.executable, "-m", "jaxgrpo.cli", "serve", str(tmp_path), "--port", "0", "--slots", "2"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)

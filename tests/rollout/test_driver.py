@@ -122,6 +122,7 @@ def test_the_call_after_an_error_has_another_child(engine, driver):
     assert driver.pid not in (None, killed)
 
 
+@pytest.mark.slow
 def test_the_child_ends_with_its_parent():
     """Also when the parent is killed: its end of the socket closes."""
     code = """
