@@ -74,8 +74,9 @@ def command_line() -> argparse.ArgumentParser:
         help="answer requests to a checkpoint through JetStream's gRPC service",
         description="Serve a checkpoint with JetStream's orchestrator over gRPC, from a child process that is started again "
         "when it dies. SIGTERM or Ctrl-C lets running requests end, for 5 seconds. There is no authentication.",
-        epilog="keys: seed, data.max_prompt_tokens, data.tokenizer, rollout.temperature, rollout.max_new_tokens, "
-        "rollout.slots, rollout.cache_gib, rollout.tensor, rollout.dtype",
+        epilog="keys: seed, data.max_prompt_tokens, data.tokenizer, rollout.temperature, rollout.top_k, rollout.top_p, "
+        "rollout.min_p, rollout.max_new_tokens, rollout.slots, rollout.cache_gib, rollout.tensor, rollout.dtype, "
+        "rollout.weights, rollout.cache_dtype",
     )
     serve.add_argument(
         "checkpoint",

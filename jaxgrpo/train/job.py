@@ -26,7 +26,7 @@ from jaxgrpo.train.accounting import FlopCounter, peak_flops
 from jaxgrpo.train.conversion import is_converted, load_converted
 from jaxgrpo.train.dataset import TrainingPrompts, check_local_files, heldout_prompts
 from jaxgrpo.train.rows import Rows, Sequence, pack
-from jaxgrpo.train.sizes import device_memory, resolve_sizes
+from jaxgrpo.train.sizes import config_sampling, device_memory, resolve_sizes
 from jaxgrpo.train.state import TrainState, abstract_state, init_state, make_optimizer, parameter_shardings
 from jaxgrpo.train.step import make_score, make_update, rows_sharding
 
@@ -153,11 +153,6 @@ class Job:
         return pass_at_1(self.evaluate(self.engine.load_params(params), step, stream))
 
 
-def training_sampling(config: Config) -> Sampling:
-    c = config.rollout
-    return Sampling(c.temperature, c.top_k, c.top_p, c.min_p)
-
-
 def model_family(name: str) -> str:
     """`qwen2.5-base`, `qwen2.5-instruct`, or `qwen2.5-miniature` for random weights: what curves are grouped by."""
     if name.startswith("random:"):
@@ -221,7 +216,7 @@ def prepare(config: Config) -> Job:
         dtype=config.rollout.dtype,
         weights=config.rollout.weights,
         cache_dtype=config.rollout.cache_dtype,
-        truncate=training_sampling(config).truncates(),
+        truncate=config_sampling(config).truncates(),
     )
     engine = Engine(source.config, settings, rollout_mesh(mesh, config.rollout.tensor), tokenizer=tokenizer)
     pool = GraderPool(config.reward.workers, config.reward.cpu_seconds, config.reward.wall_seconds)

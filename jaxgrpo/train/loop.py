@@ -17,13 +17,13 @@ from jaxgrpo.algo import group_advantages
 from jaxgrpo.config import Config
 from jaxgrpo.train.checkpoint import Checkpoints, load_params, save_params
 from jaxgrpo.train.conversion import write_companions
-from jaxgrpo.train.job import SUITE, Job, prepare, training_sampling
+from jaxgrpo.train.job import SUITE, Job, prepare
 from jaxgrpo.train.metrics import CompilationCounter
 from jaxgrpo.train.plots import draw_learning_curve
 from jaxgrpo.train.progress import Progress
 from jaxgrpo.train.rows import Sequence
 from jaxgrpo.train.run import RunDirectory
-from jaxgrpo.train.sizes import adopt
+from jaxgrpo.train.sizes import adopt, config_sampling
 from jaxgrpo.train.state import TrainState, cast_params
 from jaxgrpo.train.warmup import make_encoder, warm_up
 
@@ -142,7 +142,7 @@ class Trainer:
         config = self.config
         prompts = self.job.prompts.at(step - 1)
         weights = self.sampler_weights(state)
-        sampling = training_sampling(config)
+        sampling = config_sampling(config)
         graded = self.job.sample(weights, prompts, stream="train", step=step, samples=config.rollout.samples, sampling=sampling)
         weights = self.weights = None
         self.seconds["rollout_s"], self.seconds["grade_s"] = graded.generate_s, graded.grade_s

@@ -29,21 +29,25 @@ from jaxgrpo.model.source import ModelSource, resolve_model
 from jaxgrpo.parallel.mesh import rollout_tensor_size
 from jaxgrpo.parallel.sharding import named_sharding
 from jaxgrpo.rollout.engine import Engine, EngineSettings
-from jaxgrpo.rollout.sampling import Sampling
 from jaxgrpo.train import checkpoint
 from jaxgrpo.train.conversion import is_converted, load_converted, run_companions
-from jaxgrpo.train.sizes import CPU_CACHE_GIB, GIB, cache_bytes_per_slot, device_memory
+from jaxgrpo.train.sizes import CPU_CACHE_GIB, GIB, cache_bytes_per_slot, config_sampling, device_memory
 
 KEYS = (  # of the configuration, that serving looks at
     "seed",
     "data.max_prompt_tokens",
     "data.tokenizer",
     "rollout.temperature",
+    "rollout.top_k",
+    "rollout.top_p",
+    "rollout.min_p",
     "rollout.max_new_tokens",
     "rollout.slots",
     "rollout.cache_gib",
     "rollout.tensor",
     "rollout.dtype",
+    "rollout.weights",
+    "rollout.cache_dtype",
 )
 MOST_SLOTS = 64  # unless asked for more
 
@@ -117,6 +121,9 @@ def make_engine(served: Served) -> Engine:
         stop_ids=served.source.stop_ids or (() if eos is None else (eos,)),
         pad_id=0 if pad is None else pad,
         dtype=config.rollout.dtype,
+        weights=config.rollout.weights,
+        cache_dtype=config.rollout.cache_dtype,
+        truncate=config_sampling(config).truncates(),
     )
     mesh = jax.sharding.Mesh(np.array(devices).reshape(-1, config.rollout.tensor), ("replica", "tensor"))
     return Engine(model, settings, mesh, tokenizer=tokenizer)
@@ -187,7 +194,7 @@ def main(options: dict, ready: int) -> None:
     params = load_weights(served, engine)
     sizes = engine.settings
     print(f"compiling: {sizes.slots} slots, prompts of {sizes.max_prompt}, answers of {sizes.max_new} tokens", flush=True)
-    sampling = Sampling(served.config.rollout.temperature)
+    sampling = config_sampling(served.config)
     server = Server(engine, params, host=options["host"], port=options["port"], sampling=sampling, seed=served.config.seed)
     lifeline.on_end = server.stop
     where = address(options["host"], options["port"])

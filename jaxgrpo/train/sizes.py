@@ -15,6 +15,7 @@ from jaxgrpo.model.parameters import parameter_table
 from jaxgrpo.parallel.mesh import mesh_shape, rollout_tensor_size
 from jaxgrpo.parallel.sharding import partition_spec
 from jaxgrpo.rollout.layout import input_axes
+from jaxgrpo.rollout.sampling import Sampling
 from jaxgrpo.rollout.settings import block_length
 
 GIB = 2**30
@@ -85,6 +86,12 @@ def resolve_sizes(config: Config, model: ModelConfig, devices: int, device_bytes
 
 def _chunk(max_new: int) -> int:
     return max(1, min(max_new - 1, max(MIN_CHUNK, min(MAX_CHUNK, max_new // 128))))
+
+
+def config_sampling(config: Config) -> Sampling:
+    """How the configured rollouts sample."""
+    c = config.rollout
+    return Sampling(c.temperature, c.top_k, c.top_p, c.min_p)
 
 
 def _cache_budget(config: Config, model: ModelConfig, device_bytes: int) -> float:
