@@ -126,7 +126,8 @@ def measure(case: Case) -> dict:
             "aliased": m.alias_size_in_bytes,
             "seconds": time.process_time() - started,
         }
-        print(case.name, name, f"{programs[kind]['seconds']:.0f} s", file=sys.stderr, flush=True)
+        size, seconds = program_bytes(programs[kind]) / GIB, programs[kind]["seconds"]
+        print(f"{case.name} {name}: {size:.2f} GiB, {seconds:.0f} s", file=sys.stderr, flush=True)
     replicas, tensor = engine.mesh.devices.shape
     return asdict(case) | {
         "case": case.name,
