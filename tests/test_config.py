@@ -30,6 +30,7 @@ CHOICES = {
     "algo.kl": ["k1", "k2", "k3"],
     "algo.aggregation": ["token-mean", "seq-mean-token-mean"],
     "optim.optimizer": ["adamw", "sgd"],
+    "rollout.driver": ["engine", "jetstream"],
 }
 # Fixed, or bounded against each other.
 CONSTRAINED = {"data.prompts_per_step", "train.minibatch_prompts", "train.row_tokens", "warmup.steps", "warmup.corrupt_steps"}
