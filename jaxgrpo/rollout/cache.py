@@ -4,6 +4,10 @@ Every block is multiplied by a product of one shape, however many blocks there a
 nothing adds exact zeros: what a sequence says does not depend, to the bit, on how long the others are. Growing or shrinking the
 cache with the longest sequence copies whole blocks, so that decoding reads no further than it must.
 
+Every sample of a group has its own copy of the prompt's blocks. Sharing them would give a group's slots back together: with
+response lengths like the published ones (a mean of a quarter of the limit) 512 sequences of groups of 8 then take 404 decoding
+steps in 128 slots instead of 223, far more than the reads of a prompt that it saves.
+
 Shapes: n blocks, B slots, R prompts of a prefill, T positions of a block, K kv heads, H head size.
 """
 

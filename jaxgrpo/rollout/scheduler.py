@@ -104,11 +104,8 @@ class _Rollout:
     def run(self) -> list[list[Response]]:
         state = None
         while self.waiting or self.open or self.seats:
-            state = self.fill_slots(state)
-            chunks_before = len(self.unread)
-            if self.seats:
-                state = self.decode(state)
-            while len(self.unread) > (1 if len(self.unread) > chunks_before else 0):
+            state = self.decode(self.fill_slots(state))
+            while len(self.unread) > 1:  # all but the chunk that was just dispatched
                 self.read()
         return self.responses
 
