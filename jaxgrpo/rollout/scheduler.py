@@ -104,8 +104,11 @@ class _Rollout:
     def run(self) -> list[list[Response]]:
         state = None
         while self.waiting or self.open or self.seats:
-            state = self.decode(self.fill_slots(state))
-            while len(self.unread) > 1:  # all but the chunk that was just dispatched
+            state = self.fill_slots(state)
+            unfinished = any(seat.longest < seat.end for seat in self.seats.values())
+            if unfinished:
+                state = self.decode(state)
+            while len(self.unread) > unfinished:  # all but the chunk that was just dispatched
                 self.read()
         return self.responses
 
