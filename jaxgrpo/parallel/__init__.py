@@ -1,1 +1,1 @@
-"""."""
+"""Devices, meshes, and the rules from logical axes to mesh axes."""
