@@ -78,7 +78,6 @@ CASES = [
         "7b v6e 2x4",
         "14b v6e 4x4",
         "32b v6e 4x8",
-        "72b v6e 8x16",
         "72b v6e 8x16 int8",
     )
 ]
