@@ -66,6 +66,7 @@ def test_the_exported_model_generates_in_transformers_what_the_engine_generates(
     from jaxgrpo.model import load_hf
     from jaxgrpo.parallel.mesh import rollout_mesh, trainer_mesh
     from jaxgrpo.rollout.engine import Engine, EngineSettings
+    from jaxgrpo.rollout.sampling import Sampling
     from jaxgrpo.rollout.scheduler import Request, generate
 
     exported = tmp_path / "hf"
@@ -87,7 +88,7 @@ def test_the_exported_model_generates_in_transformers_what_the_engine_generates(
     stop = (tokenizer.eos_token_id,)
     settings = EngineSettings(slots=3, max_prompt=256, max_new=48, chunk=16, prefill_tokens=256, stop_ids=stop, dtype="float32")
     engine = Engine(model.config, settings, mesh)
-    requests = [Request(p, np.zeros((1, 2), np.uint32), 0.0, 48) for p in prompts]
+    requests = [Request(p, np.zeros((1, 2), np.uint32), Sampling(0.0), 48) for p in prompts]
     ours = generate(engine, engine.load_params(model.params), requests)
     for prompt, (response,) in zip(prompts, ours, strict=True):
         out = reference.generate(torch.tensor(prompt)[None], max_new_tokens=48, do_sample=False, eos_token_id=stop[0])
