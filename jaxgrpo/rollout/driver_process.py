@@ -28,7 +28,7 @@ import numpy as np
 
 from jaxgrpo.parallel.mesh import prepare_cpu_devices
 from jaxgrpo.rollout.engine import Engine, EngineError, NonFiniteError
-from jaxgrpo.rollout.scheduler import Request, Response
+from jaxgrpo.rollout.scheduler import Request, Response, check_requests
 
 CLOSE_S = 5.0
 
@@ -65,10 +65,7 @@ class DriverProcess:
         EngineError for a request that the engine cannot serve, NonFiniteError for log-probabilities that are not finite,
         DriverError when the child dies. After an error the next call starts another child.
         """
-        for index, request in enumerate(requests):
-            engine.check_prompt(request.prompt, f"the prompt of request {index}")
-            for limit in np.unique(request.limits).tolist():
-                engine.check_sampling(request.sampling, limit, f"request {index}")
+        check_requests(engine, requests)
         answered = False
         try:
             if self._child is None:

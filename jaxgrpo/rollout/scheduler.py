@@ -54,9 +54,14 @@ def generate(
     EngineError, before anything is generated, for a request that the engine cannot serve; NonFiniteError for one whose
     log-probabilities are not finite.
     """
+    check_requests(engine, requests)
+    return _Rollout(engine, params, requests, on_finish).run()
+
+
+def check_requests(engine: Engine, requests: list[Request]) -> None:
+    """EngineError that names the first request which the engine cannot serve."""
     for index, request in enumerate(requests):
         _check(engine, index, request)
-    return _Rollout(engine, params, requests, on_finish).run()
 
 
 def _check(engine: Engine, index: int, request: Request) -> None:
