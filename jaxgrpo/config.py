@@ -72,6 +72,7 @@ class AlgoConfig:
     kl_coef: float = 0.001
     kl: Literal["k1", "k2", "k3"] = "k3"
     aggregation: Literal["token-mean", "seq-mean-token-mean"] = "token-mean"
+    old_logprobs: Literal["recompute", "rollout"] = "recompute"  # of the policy that sampled: the trainer's, or the sampler's
     tis_cap: float = 0.0  # truncated importance sampling: most weight of a token; 0 = off
 
 
@@ -91,12 +92,11 @@ class OptimConfig:
 class TrainConfig:
     steps: int = 0  # auto: epochs x problems // prompts_per_step
     minibatch_prompts: int = 128  # prompts per optimiser update
-    row_tokens: int = 0  # auto: max_prompt_tokens + max_new_tokens; sequences are packed into rows of this length
-    micro_rows: int = 0  # auto: rows per forward/backward over all devices
+    row_tokens: int = 0  # auto: sequences are packed into rows of this length; a row per device is a micro-batch
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of the forward pass; master weights and moments are float32
-    remat: bool = True
+    remat: Literal["none", "layer", "matmuls"] = "layer"  # the backward pass computes again: nothing, all, all but products
     unroll: int = 1  # layers per iteration of the scan
-    logit_chunk: int = 1024  # tokens whose logits exist at once
+    logit_chunk: int = 0  # auto: tokens whose logits exist at once
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class Config:
 EXECUTION_KEYS = {
     "run_dir",
     "train.steps",
-    "train.micro_rows",
+    "train.row_tokens",
     "train.unroll",
     "train.remat",
     "train.logit_chunk",
@@ -275,13 +275,12 @@ _AT_LEAST = {
     0: """
     seed data.epochs rollout.slots rollout.cache_gib rollout.chunk rollout.prefill_tokens rollout.tensor rollout.top_k
     rollout.min_p reward.workers algo.kl_coef algo.clip_low algo.clip_high algo.tis_cap optim.lr optim.warmup_updates
-    optim.weight_decay train.steps train.row_tokens train.micro_rows warmup.steps warmup.lr warmup.corrupt_lr
+    optim.weight_decay train.steps train.row_tokens train.logit_chunk warmup.steps warmup.lr warmup.corrupt_lr
     warmup.corrupt_steps warmup.corruption eval.every eval.limit eval.temperature mesh.fsdp
     """,
     1: """
     data.prompts_per_step data.max_prompt_tokens rollout.samples rollout.max_new_tokens train.minibatch_prompts train.unroll
-    train.logit_chunk warmup.batch warmup.check_every eval.samples checkpoint.every checkpoint.keep mesh.data mesh.tensor
-    algo.dual_clip
+    warmup.batch warmup.check_every eval.samples checkpoint.every checkpoint.keep mesh.data mesh.tensor algo.dual_clip
     """,
 }
 
@@ -323,7 +322,7 @@ def check_config(config: Config) -> None:
     if config.train.row_tokens and config.train.row_tokens < limit:
         raise ConfigError(
             f"train.row_tokens={config.train.row_tokens} is shorter than the longest sequence, data.max_prompt_tokens + "
-            f"rollout.max_new_tokens = {limit}: set it to at least {limit}, or to 0 for exactly that."
+            f"rollout.max_new_tokens = {limit}: set it to at least {limit}, or to 0."
         )
     if config.warmup.corrupt_steps and not config.warmup.steps:
         raise ConfigError("warmup.corrupt_steps is set but warmup.steps is 0: there is no warm-up to follow.")

@@ -43,39 +43,56 @@ def policy_loss(
     tis_cap > 0 weighs tokens by truncated importance sampling against the sampler's behaviour_logp_BT (ValueError without it)
     and adds the metrics `tis_weight` and `tis_clip_fraction` (tokens whose weight the cap cut).
     """
-    if tis_cap and behaviour_logp_BT is None:
-        raise ValueError("tis_cap is set, but behaviour_logp_BT is missing.")
     weights_BT = token_weights(mask_BT, aggregation, segment_ids_BT=segment_ids_BT, denominator=denominator)
-    inside = weights_BT > 0
-    log_ratio_BT = jnp.where(inside, logp_BT - old_logp_BT, 0.0).astype(jnp.float32)
-    ratio_BT = jnp.exp(log_ratio_BT)
-    unclipped_BT = -advantages_BT * ratio_BT
-    clipped_BT = -advantages_BT * jnp.clip(ratio_BT, 1.0 - clip_low, 1.0 + clip_high)
-    pessimistic_BT = jnp.maximum(unclipped_BT, clipped_BT)
-    cap_BT = -advantages_BT * dual_clip
-    dual_BT = (advantages_BT < 0) & (pessimistic_BT > cap_BT)
-    token_loss_BT = jnp.where(dual_BT, cap_BT, pessimistic_BT)
+    return weighted_policy_loss(
+        logp_BT,
+        old_logp_BT,
+        advantages_BT,
+        weights_BT,
+        ref_logp=ref_logp_BT,
+        clip_low=clip_low,
+        clip_high=clip_high,
+        dual_clip=dual_clip,
+        kl_coef=kl_coef,
+        kl=kl,
+        behaviour_logp=behaviour_logp_BT,
+        tis_cap=tis_cap,
+    )
+
+
+def weighted_policy_loss(
+    logp, old_logp, advantages, weights, *, ref_logp, clip_low, clip_high, dual_clip, kl_coef, kl, behaviour_logp, tis_cap
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """`policy_loss` of any tokens whose weights are known, such as one chunk of a row: a sum over them."""
+    if tis_cap and behaviour_logp is None:
+        raise ValueError("tis_cap is set, but the behaviour log-probabilities are missing.")
+    inside = weights > 0
+    ratio = jnp.exp(jnp.where(inside, logp - old_logp, 0.0).astype(jnp.float32))
+    unclipped = -advantages * ratio
+    clipped = -advantages * jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high)
+    pessimistic = jnp.maximum(unclipped, clipped)
+    cap = -advantages * dual_clip
+    dual = (advantages < 0) & (pessimistic > cap)
+    token_loss = jnp.where(dual, cap, pessimistic)
     importance = {}
     if tis_cap:
-        mismatch_BT = jnp.where(inside, jax.lax.stop_gradient(old_logp_BT - behaviour_logp_BT), 0.0).astype(jnp.float32)
-        whole_BT = jnp.exp(mismatch_BT)
-        tis_BT = jnp.minimum(whole_BT, tis_cap)
-        token_loss_BT = token_loss_BT * tis_BT
-        importance = {"tis_weight": tis_BT, "tis_clip_fraction": whole_BT > tis_cap}
+        whole = jnp.exp(jnp.where(inside, jax.lax.stop_gradient(old_logp - behaviour_logp), 0.0).astype(jnp.float32))
+        tis = jnp.minimum(whole, tis_cap)
+        token_loss = token_loss * tis
+        importance = {"tis_weight": tis, "tis_clip_fraction": whole > tis_cap}
 
-    def weighted(value_BT):
-        return jnp.sum(jnp.where(inside, value_BT, 0.0) * weights_BT)
+    def weighted(value):
+        return jnp.sum(jnp.where(inside, value, 0.0) * weights)
 
-    policy = weighted(token_loss_BT)
+    policy = weighted(token_loss)
     divergence = jnp.zeros(())
-    if ref_logp_BT is not None:
-        masked = jnp.where(inside, logp_BT, 0.0), jnp.where(inside, ref_logp_BT, 0.0)
-        divergence = weighted(token_kl(*masked, kl))
+    if ref_logp is not None:
+        divergence = weighted(token_kl(jnp.where(inside, logp, 0.0), jnp.where(inside, ref_logp, 0.0), kl))
     metrics = {
         "policy_loss": policy,
         "kl": divergence,
-        "clip_fraction": weighted(clipped_BT > unclipped_BT),
-        "dual_clip_fraction": weighted(dual_BT),
-        "ratio": weighted(ratio_BT),
-    } | {name: weighted(value_BT) for name, value_BT in importance.items()}
+        "clip_fraction": weighted(clipped > unclipped),
+        "dual_clip_fraction": weighted(dual),
+        "ratio": weighted(ratio),
+    } | {name: weighted(value) for name, value in importance.items()}
     return policy + kl_coef * divergence, jax.lax.stop_gradient(metrics)

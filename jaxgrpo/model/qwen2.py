@@ -72,8 +72,14 @@ def output_logits(params: dict, x: jax.Array) -> jax.Array:
 
 
 def output_matrix(params: dict) -> jax.Array:
-    """[D, V]: the output projection, the transposed embedding in tied models."""
-    return params["lm_head"] if "lm_head" in params else params["embed"].T
+    """The output projection as it lies: [V, D], the embedding, in tied models, else [D, V]."""
+    return params.get("lm_head", params["embed"])
+
+
+REMAT = {
+    "layer": None,  # keep the input of each layer, compute the rest again
+    "matmuls": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep the matrix products, not attention's
+}
 
 
 def hidden_states(
@@ -81,26 +87,27 @@ def hidden_states(
     config: ModelConfig,
     tokens_BT: jax.Array,
     positions_BT: jax.Array,
-    segment_ids_BT: jax.Array,
+    attend_fn: Callable,
     *,
     dtype=jnp.float32,
-    remat: bool = False,
+    remat: str = "none",
     unroll: int = 1,
 ) -> jax.Array:
     """[B, T, D] states after the final norm, computed in `dtype` over stacked parameters.
 
-    `remat` recomputes each layer in the backward pass; `unroll` layers are laid out in one iteration of the scan.
+    `attend_fn(q_BTNH, k_BTKH, v_BTKH) -> out_BTNH` knows which tokens see which. `remat` says what the backward pass computes
+    again ("none", or a key of REMAT); `unroll` layers are laid out in one iteration of the scan. The embedding is looked up in
+    its own dtype, so that its gradient adds up in float32.
     """
-    params = {name: value.astype(dtype) for name, value in params.items()}
     rope = rope_angles(positions_BT, config)
-    mask_B1TT = causal_mask(segment_ids_BT)
+    layers = {name: value.astype(dtype) for name, value in stacked_layers(params).items()}
 
     def layer(x_BTD, w):
-        return block(config, w, x_BTD, rope, lambda q, k, v: (attend(q, k, v, mask_B1TT), None))
+        return block(config, w, x_BTD, rope, lambda q, k, v: (attend_fn(q, k, v), None))
 
-    x_BTD = embed_tokens(params, tokens_BT)
-    body = jax.checkpoint(layer, prevent_cse=False) if remat else layer
-    x_BTD, _ = jax.lax.scan(body, x_BTD, stacked_layers(params), unroll=unroll)
+    x_BTD = embed_tokens(params, tokens_BT).astype(dtype)
+    body = layer if remat == "none" else jax.checkpoint(layer, prevent_cse=False, policy=REMAT[remat])
+    x_BTD, _ = jax.lax.scan(body, x_BTD, layers, unroll=unroll)
     return rms_norm(x_BTD, params["final_norm"], config.rms_eps)
 
 
@@ -134,5 +141,7 @@ class Qwen2(nnx.Module):
         if segment_ids is None:
             segment_ids = jnp.ones(tokens_BT.shape, jnp.int32)
         params = self.params
-        x_BTD = hidden_states(params, self.config, tokens_BT, positions, segment_ids, dtype=params["embed"].dtype)
-        return jnp.einsum("BTD,DV->BTV", x_BTD, output_matrix(params).astype(x_BTD.dtype), preferred_element_type=jnp.float32)
+        mask_B1TT = causal_mask(segment_ids)
+        dense = lambda q, k, v: attend(q, k, v, mask_B1TT)  # noqa: E731
+        x_BTD = hidden_states(params, self.config, tokens_BT, positions, dense, dtype=params["embed"].dtype)
+        return output_logits(params, x_BTD)

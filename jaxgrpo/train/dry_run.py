@@ -23,14 +23,15 @@ def print_dry_run(config: Config) -> None:
     counts = count_parameters(source.config)
     console.print(f"model    {config.model}: {counts['total']:,} parameters, {counts['non_embedding']:,} without embeddings")
     sequences = config.data.prompts_per_step * config.rollout.samples
+    longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
     console.print(
         f"mesh     data {config.mesh.data} x fsdp {config.mesh.fsdp} x tensor {config.mesh.tensor} = {count} devices, "
         f"rollouts on {count // config.rollout.tensor} replicas x tensor {config.rollout.tensor}"
     )
     console.print(
-        f"step     {sequences:,} sequences of up to {config.train.row_tokens:,} tokens, "
+        f"step     {sequences:,} sequences of up to {longest:,} tokens, "
         f"{config.data.prompts_per_step // config.train.minibatch_prompts} updates, {config.rollout.slots:,} slots, "
-        f"{config.train.micro_rows} rows of {config.train.row_tokens:,} tokens per forward and backward pass"
+        f"{config.mesh.data * config.mesh.fsdp} rows of {config.train.row_tokens:,} tokens per forward and backward pass"
     )
     table = Table(title="bytes per device", title_justify="left")
     for heading in ("kind", "GiB", "held during"):

@@ -25,10 +25,10 @@ from jaxgrpo.rollout.sampling import Sampling
 from jaxgrpo.train.accounting import FlopCounter, peak_flops
 from jaxgrpo.train.conversion import is_converted, load_converted
 from jaxgrpo.train.dataset import TrainingPrompts, check_local_files, heldout_prompts
-from jaxgrpo.train.rows import Rows, Sequence, pack
-from jaxgrpo.train.sizes import config_sampling, device_memory, resolve_sizes
+from jaxgrpo.train.rows import Rows, RowShape, Sequence, pack_tightest
+from jaxgrpo.train.sizes import config_sampling, device_memory, resolve_sizes, row_shapes
 from jaxgrpo.train.state import TrainState, abstract_state, init_state, make_optimizer, parameter_shardings
-from jaxgrpo.train.step import make_score, make_update, rows_sharding
+from jaxgrpo.train.step import make_score, make_update, rows_sharding, shares_prompts
 
 SUITE = "heldout"
 
@@ -74,6 +74,13 @@ class Job:
         return make_update(self.model, c.train, c.algo, c.rollout.temperature, c.optim.clip_norm, self.optimizer, self.mesh)
 
     @cached_property
+    def row_shapes(self) -> list[RowShape]:
+        """What minibatches are packed into."""
+        c = self.config
+        accelerated = self.mesh.devices.flat[0].platform != "cpu"
+        return row_shapes(c, c.train.minibatch_prompts * c.rollout.samples, shares_prompts(self.mesh), accelerated)
+
+    @cached_property
     def flops(self) -> FlopCounter:
         return FlopCounter.of(self.model)
 
@@ -113,15 +120,8 @@ class Job:
         return init_state(params, self.model, self.optimizer, self.mesh)
 
     def pack_minibatch(self, sequences: list[Sequence]) -> tuple[Rows, np.int32]:
-        """Rows on the devices and the number of micro-batches in use; one shape for every minibatch."""
-        c = self.config
-        rows, used = pack(
-            sequences,
-            row_tokens=c.train.row_tokens,
-            micro_rows=c.train.micro_rows,
-            pad_id=self.pad_id,
-            capacity=c.train.minibatch_prompts * c.rollout.samples,
-        )
+        """Rows on the devices and the number of micro-batches in use."""
+        rows, used = pack_tightest(sequences, self.row_shapes, self.pad_id)
         return jax.device_put(rows, rows_sharding(self.mesh)), np.int32(used)
 
     def sample(self, weights, prompts: list[EncodedPrompt], *, stream: str, step: int, samples: int, sampling: Sampling):

@@ -21,10 +21,11 @@ from jaxgrpo.train.job import SUITE, Job, prepare
 from jaxgrpo.train.metrics import CompilationCounter
 from jaxgrpo.train.plots import draw_learning_curve
 from jaxgrpo.train.progress import Progress
-from jaxgrpo.train.rows import Sequence
+from jaxgrpo.train.rows import Rows, Sequence
 from jaxgrpo.train.run import RunDirectory
 from jaxgrpo.train.sizes import adopt, config_sampling
 from jaxgrpo.train.state import TrainState, cast_params
+from jaxgrpo.train.step import ON_POLICY
 from jaxgrpo.train.warmup import make_encoder, warm_up
 
 
@@ -178,17 +179,18 @@ class Trainer:
             self.checkpoints.save(step, state, meta | {"config": asdict(self.config)})
 
     def update(self, state: TrainState, sequences: list[list[Sequence]]) -> tuple[TrainState, dict]:
-        """Score the whole batch under the old and the reference policy, then update minibatch by minibatch."""
+        """Score the batch under the reference and, where the update cannot know it, the old policy; then update minibatch by
+        minibatch."""
         per = self.config.train.minibatch_prompts
         minibatches = []
         with self.timed("score_s"):
             for first in range(0, len(sequences), per):
                 rows, used = self.job.pack_minibatch([s for group in sequences[first : first + per] for s in group])
-                old = self.job.score(state.params, rows, used)
+                old = self.old_logprobs(state, rows, used, first == 0)
                 reference = None if self.reference is None else self.job.score(self.reference, rows, used)
                 minibatches.append((rows, old, reference, used))
-            differences = jax.block_until_ready([_logprob_difference(rows, old) for rows, old, _, _ in minibatches])
-            jax.block_until_ready(minibatches)
+            differences = [_logprob_difference(rows, old) for rows, old, _, _ in minibatches[1:]]
+            jax.block_until_ready((minibatches, differences))
         with self.timed("update_s"):
             measured = []
             for rows, old, reference, used in minibatches:
@@ -196,6 +198,14 @@ class Trainer:
                 measured.append(metrics)
             measured = jax.device_get(measured)
         return state, self.update_metrics(measured, differences)
+
+    def old_logprobs(self, state: TrainState, rows: Rows, used, on_policy: bool) -> jax.Array:
+        """[M, D, C] of the policy that sampled: the first minibatch's come out of its own update."""
+        if self.config.algo.old_logprobs == "rollout":
+            return rows.behaviour_logp
+        if on_policy:
+            return jnp.full_like(rows.behaviour_logp, ON_POLICY)
+        return self.job.score(state.params, rows, used)
 
     def sampler_weights(self, state: TrainState):
         """The policy in the rollout layout; made once per policy."""
@@ -232,7 +242,7 @@ class Trainer:
         totals.tokens += int(work.lengths.sum())
         totals.compute_flops += 6.0 * self.job.identity["n_nominal"] * int(work.lengths.sum())
         totals.compute_flops_total += self.job.flops.generate(work.prompt_P, work.response_PG)
-        totals.compute_flops_total += (scored + 3 + self.config.train.remat) * forward
+        totals.compute_flops_total += (scored + 3 + (self.config.train.remat != "none")) * forward
 
     def rollout_metrics(self, graded: Graded, rewards_PG: np.ndarray, work: "_Work") -> dict:
         update_flops = 3 * self.job.flops.forward(work.lengths)
@@ -255,7 +265,11 @@ class Trainer:
 
         skipped = int(sum(m["skipped_updates"] for m in measured))
         self.totals.skipped_updates += skipped
-        sums, largest = zip(*jax.device_get(differences), strict=True)
+        first = measured[0]
+        compared = [(first["logprob_diff_sum"], first["logprob_diff_max"], first["tokens"])]
+        if self.config.algo.old_logprobs == "recompute":
+            compared += jax.device_get(differences)
+        sums, largest, counts = zip(*compared, strict=True)
         importance = {key: mean(key) for key in ("tis_weight", "tis_clip_fraction") if self.config.algo.tis_cap}
         return importance | {
             "policy_loss": mean("policy_loss"),
@@ -265,7 +279,7 @@ class Trainer:
             "dual_clip_fraction": mean("dual_clip_fraction"),
             "entropy": float(sum(m["entropy_sum"] for m in measured) / tokens.sum()),
             "grad_norm": float(np.mean([m["grad_norm"] for m in measured])),
-            "logprob_diff_mean": float(sum(sums) / tokens.sum()),
+            "logprob_diff_mean": float(sum(sums) / sum(counts)),
             "logprob_diff_max": float(max(largest)),
         }
 
@@ -284,6 +298,6 @@ class Trainer:
 
 @jax.jit
 def _logprob_difference(rows, old_logp):
-    """(sum, max) over response tokens of |sampler's log-probability - trainer's|."""
+    """(sum, max, count) over response tokens of |sampler's log-probability - trainer's|."""
     difference = jnp.abs(rows.behaviour_logp - old_logp) * rows.mask
-    return difference.sum(), difference.max()
+    return difference.sum(), difference.max(), rows.mask.sum()

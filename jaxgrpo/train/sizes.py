@@ -17,18 +17,23 @@ from jaxgrpo.parallel.sharding import partition_spec
 from jaxgrpo.rollout.layout import input_axes
 from jaxgrpo.rollout.sampling import Sampling
 from jaxgrpo.rollout.settings import block_length
+from jaxgrpo.train.rows import RowShape
 
 GIB = 2**30
 CPU_CACHE_GIB = 2.0
 MIN_CHUNK, MAX_CHUNK = 4, 32  # a slot that ends waits one and a half chunks for its next sample
 MIN_SLOTS = 64  # of a replica: fewer rows waste the hardware
-MICRO_TOKENS = 8192  # tokens of one device's share of a micro-batch, unless one row is longer
+ROW_TOKENS, CPU_ROW_TOKENS = 8192, 2048  # of one device's row, unless one sequence is longer
+ROW_MULTIPLE = 128  # what attention kernels divide a row into
+LOGIT_CHUNK, CPU_LOGIT_CHUNK = 1024, 256
+MANY_SEQUENCES = 128  # per device: then the rows of a minibatch that stay empty do not count
+ROW_LENGTHS = 5  # else each minibatch takes the best of so many
 
 AUTO_KEYS = (
     "data.tokenizer",
     "train.steps",
     "train.row_tokens",
-    "train.micro_rows",
+    "train.logit_chunk",
     "rollout.slots",
     "rollout.cache_gib",
     "rollout.chunk",
@@ -37,7 +42,7 @@ AUTO_KEYS = (
     "reward.workers",
     "mesh.fsdp",
 )
-_MESH_DEPENDENT = ("mesh.fsdp", "train.micro_rows", "rollout.slots", "rollout.tensor", "rollout.cache_gib")
+_MESH_DEPENDENT = ("mesh.fsdp", "train.row_tokens", "train.logit_chunk", "rollout.slots", "rollout.tensor", "rollout.cache_gib")
 
 
 def adopt(config: Config, stored: Config, devices: int) -> Config:
@@ -62,7 +67,12 @@ def resolve_sizes(config: Config, model: ModelConfig, devices: int, device_bytes
             f"data.max_prompt_tokens + rollout.max_new_tokens = {longest}, but the model knows {model.max_positions} positions "
             f"(max_position_embeddings): lower one of them."
         )
-    changes = {"mesh.fsdp": fsdp, "train.row_tokens": config.train.row_tokens or longest}
+    on_cpu = device_bytes is None
+    changes = {
+        "mesh.fsdp": fsdp,
+        "train.row_tokens": config.train.row_tokens or _row_tokens(config, data * fsdp, on_cpu),
+        "train.logit_chunk": config.train.logit_chunk or (CPU_LOGIT_CHUNK if on_cpu else LOGIT_CHUNK),
+    }
     if not config.rollout.tensor:
         whole = jax.sharding.AbstractMesh((1, 1), ("replica", "tensor"))
         weights = _rollout_weight_bytes(config, model, whole)
@@ -70,7 +80,6 @@ def resolve_sizes(config: Config, model: ModelConfig, devices: int, device_bytes
         changes["rollout.tensor"] = rollout_tensor_size(model.heads, devices, weights, free)
     elif devices % config.rollout.tensor:
         raise ConfigError(f"rollout.tensor={config.rollout.tensor} does not divide the {devices} devices.")
-    on_cpu = device_bytes is None
     changes["rollout.chunk"] = config.rollout.chunk or _chunk(config.rollout.max_new_tokens)
     changes["rollout.prefill_tokens"] = config.rollout.prefill_tokens or max(
         config.data.max_prompt_tokens, min(8192, config.data.prompts_per_step * config.data.max_prompt_tokens)
@@ -80,8 +89,7 @@ def resolve_sizes(config: Config, model: ModelConfig, devices: int, device_bytes
     if not config.rollout.cache_gib:
         budget = CPU_CACHE_GIB if on_cpu else _cache_budget(config, model, device_bytes) / GIB
         config = replace(config, {"rollout.cache_gib": budget})
-    config = replace(config, {"rollout.slots": _slots(config, model, devices)})
-    return replace(config, {"train.micro_rows": _micro_rows(config, data * fsdp)})
+    return replace(config, {"rollout.slots": _slots(config, model, devices)})
 
 
 def _chunk(max_new: int) -> int:
@@ -156,17 +164,27 @@ def cache_bytes_per_slot(config: Config, model: ModelConfig) -> int:
     return 2 * model.layers * heads * -(-longest // block) * block * vector
 
 
-def _micro_rows(config: Config, batch_devices: int) -> int:
-    sequences = config.train.minibatch_prompts * config.rollout.samples
-    if config.train.micro_rows:
-        if config.train.micro_rows % batch_devices:
-            raise ConfigError(
-                f"train.micro_rows={config.train.micro_rows} does not divide over the {batch_devices} devices of data x fsdp: "
-                f"set it to a multiple of {batch_devices}, or to 0."
-            )
-        return config.train.micro_rows
-    per_device = max(1, MICRO_TOKENS // config.train.row_tokens)
-    return batch_devices * min(per_device, -(-sequences // batch_devices))
+def _row_tokens(config: Config, batch_devices: int, on_cpu: bool) -> int:
+    """Rows no longer than a minibatch of the longest sequences would fill."""
+    longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
+    sequences = max(config.train.minibatch_prompts * config.rollout.samples, config.warmup.batch * (config.warmup.steps > 0))
+    most = -(-sequences // batch_devices) * longest
+    tokens = max(longest, min(most, CPU_ROW_TOKENS if on_cpu else ROW_TOKENS))
+    return tokens if on_cpu else -(-tokens // ROW_MULTIPLE) * ROW_MULTIPLE
+
+
+def row_shapes(config: Config, sequences: int, share_prompts: bool, choose: bool) -> list[RowShape]:
+    """The shapes, falling, that a minibatch of up to `sequences` may be packed into: one, or a few where devices have so few
+    sequences each that the choice decides how much of the last micro-batch is padding."""
+    batch_devices = config.mesh.data * config.mesh.fsdp
+    longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
+    whole = config.train.row_tokens
+    lengths = [whole]
+    if choose and sequences < MANY_SEQUENCES * batch_devices:
+        shrunk = [int(whole * (1 - i / 2 / ROW_LENGTHS)) // ROW_MULTIPLE * ROW_MULTIPLE for i in range(1, ROW_LENGTHS)]
+        lengths += [tokens for tokens in shrunk if tokens >= longest]
+    limits = config.data.max_prompt_tokens, config.rollout.max_new_tokens
+    return [RowShape(tokens, batch_devices, sequences, *limits, share_prompts) for tokens in lengths]
 
 
 def _itemsize(dtype: str) -> int:

@@ -16,8 +16,9 @@ from jaxgrpo.data import EncodedPrompt, Problem, encode_prompts, load_demonstrat
 from jaxgrpo.model.config import ModelConfig
 from jaxgrpo.parallel.sharding import replicated
 from jaxgrpo.train.rows import Rows, Sequence, pack
+from jaxgrpo.train.sizes import row_shapes
 from jaxgrpo.train.state import TrainState, init_state, make_optimizer, state_shardings
-from jaxgrpo.train.step import micro_batch, row_logprobs, rows_sharding
+from jaxgrpo.train.step import Forward, micro_batch, rows_sharding, shares_prompts
 
 Example = tuple[np.ndarray, np.ndarray]  # prompt and response tokens, the response ended by a stop token
 
@@ -25,13 +26,17 @@ Example = tuple[np.ndarray, np.ndarray]  # prompt and response tokens, the respo
 def make_supervised_update(model: ModelConfig, train: TrainConfig, optimizer: optax.GradientTransformation, mesh) -> Callable:
     """`update(state, rows, used) -> (state, loss)`: mean negative log-probability of the response tokens; state donated."""
 
+    forward = Forward(model, train, 1.0, mesh)
+
+    def token_loss(logp, entropy, weights):
+        return -jnp.sum(logp * weights), {}
+
     def update(state: TrainState, rows: Rows, used):
         total = jnp.maximum(rows.mask.sum(), 1.0)
 
         def loss(params, index):
             micro = micro_batch(rows, index)
-            logp, _ = row_logprobs(params, model, train, micro, 1.0)
-            return -jnp.sum(logp * micro.mask) / total
+            return forward.loss(params, micro, token_loss, micro.mask / total)[0]
 
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
@@ -100,7 +105,7 @@ def warm_up(
         state = init_state(params, model, optimizer, mesh)
         update = make_supervised_update(model, config.train, optimizer, mesh)
         for step in range(first + 1, first + steps + 1):
-            rows, used = _rows(next(batches), config, pad_id)
+            rows, used = _rows(next(batches), config, mesh, pad_id)
             state, loss = update(state, jax.device_put(rows, rows_sharding(mesh)), np.int32(used))
             if (step - first) % warmup.check_every == 0 or step == first + steps:
                 score = pass1(state.params, step)
@@ -123,13 +128,7 @@ def _batches(warmup: WarmupConfig, config: Config, encode, *, corruption: float,
     return builtin_examples(config.seed, warmup.batch, corruption, start, encode)
 
 
-def _rows(examples: list[Example], config: Config, pad_id: int) -> tuple[Rows, int]:
+def _rows(examples: list[Example], config: Config, mesh, pad_id: int) -> tuple[Rows, int]:
     sequences = [Sequence(prompt, response, np.zeros(len(response), np.float32), 0.0) for prompt, response in examples]
-    micro_rows = min(config.train.micro_rows, _round_up(config.warmup.batch, config.mesh.data * config.mesh.fsdp))
-    return pack(
-        sequences, row_tokens=config.train.row_tokens, micro_rows=micro_rows, pad_id=pad_id, capacity=config.warmup.batch
-    )
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
+    shape = row_shapes(config, config.warmup.batch, shares_prompts(mesh), choose=False)[0]
+    return pack(sequences, shape, pad_id)

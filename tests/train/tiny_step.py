@@ -26,7 +26,7 @@ MODEL = ModelConfig(
     rms_eps=1e-6,
     max_positions=64,
 )
-TRAIN = TrainConfig(dtype="float32", logit_chunk=16, remat=True)
+TRAIN = TrainConfig(dtype="float32", logit_chunk=16, remat="layer")
 ALGO = AlgoConfig(kl_coef=0.05)
 TEMPERATURE = 0.9
 ROW_TOKENS = 24

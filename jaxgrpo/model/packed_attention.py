@@ -1,0 +1,218 @@
+"""Attention of the trainer over flat rows, in which many sequences lie one after another and a group's prompt lies once.
+
+A row is cut into spans: runs of tokens that see a common prefix (the prompt of their group, elsewhere in the row) and, causally,
+themselves. Matrix products of the layers read the flat row; only here are spans gathered into tiles, by length, so that short
+ones do not pay for long ones. One device attends to its own row; the number of tiles is data, so that nothing is recompiled.
+
+Backends: "xla" (CPU, and float32 on a GPU), "cudnn" (GPU, bf16), "splash" (TPU: Pallas kernel on segment ids; no shared prompts).
+
+Shapes: B rows, one of each device; T tokens of a row, S spans, n spans of a tile, R queries and L keys of a tile's span, N query
+heads, K kv heads, G = N/K, H head size.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from jaxgrpo.model.attention import MASKED
+
+BATCH = ("data", "fsdp")
+BUCKETS = 8
+BUCKET_MULTIPLE = 32
+TILE_TOKENS = {"xla": 1536, "cudnn": 16_384}  # keys of a tile: enough work for one product, and little memory
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Spans:
+    """Int arrays [..., S], ordered by falling bucket, and the number of spans in each bucket [..., len(buckets)]."""
+
+    start: np.ndarray  # of the span's own tokens in the row
+    length: np.ndarray
+    prefix_start: np.ndarray
+    prefix_length: np.ndarray
+    counts: np.ndarray
+    buckets: tuple[int, ...] = field(metadata={"static": True})  # falling; a span's prefix and own tokens fit its bucket
+    longest_own: int = field(metadata={"static": True})  # most own tokens of a span
+
+
+def bucket_lengths(longest: int) -> tuple[int, ...]:
+    """Falling lengths from `longest` (rounded up) on, in steps of about 3/4 and 2/3; at most BUCKETS of them."""
+    wanted = [longest / 2 ** (i // 2) * (1 - i % 2 / 4) for i in range(2 * BUCKETS)]
+    rounded = sorted({-(-int(np.ceil(w)) // BUCKET_MULTIPLE) * BUCKET_MULTIPLE for w in wanted}, reverse=True)
+    return tuple(rounded[:BUCKETS])
+
+
+def attention_backend(mesh, dtype) -> str:
+    """Which backend computes on the devices of `mesh` in `dtype`."""
+    platform = mesh.devices.flat[0].platform
+    if platform == "tpu":
+        return "splash"
+    return "cudnn" if platform in ("gpu", "cuda") and jnp.dtype(dtype) == jnp.bfloat16 else "xla"
+
+
+def packed_attention(backend: str, spans: Spans, segment_ids_BT: jax.Array, mesh) -> Callable:
+    """`attend(q_BTNH, k_BTKH, v_BTKH) -> out_BTNH` over rows spread over data x fsdp; heads over `tensor` where it divides K.
+
+    Padding (tokens of no span) comes out as zero, or as anything finite with "splash". Spans may be None with "splash".
+    """
+
+    def attend(q_BTNH, k_BTKH, v_BTKH):
+        tensor = mesh.shape.get("tensor", 1)
+        heads = P(BATCH, None, "tensor" if k_BTKH.shape[2] % tensor == 0 else None, None)
+        per_row = jax.tree.map(lambda _: P(BATCH, None), spans)
+
+        def local(q, k, v, segments, spans):
+            if backend == "splash":
+                return jax.vmap(splash)(q, k, v, segments)
+            rows = [attend_spans(backend, q[b], k[b], v[b], jax.tree.map(lambda x, b=b: x[b], spans)) for b in range(len(q))]
+            return jnp.stack(rows)
+
+        run = jax.shard_map(
+            local, mesh=mesh, in_specs=(heads, heads, heads, P(BATCH, None), per_row), out_specs=heads, check_vma=False
+        )
+        return run(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, spans)
+
+    return attend
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def attend_spans(backend: str, q_TNH: jax.Array, k_TKH: jax.Array, v_TKH: jax.Array, spans: Spans) -> jax.Array:
+    """[T, N, H]: own token i of a span sees the span's prefix and its own tokens 0..i. Arrays of one row, spans [S]."""
+
+    def body(tile, out_TNH):
+        out_nRNH = attend_tile(backend, *_gather(q_TNH, k_TKH, v_TKH, tile), tile)
+        return out_TNH.at[tile.results].set(out_nRNH, mode="drop")
+
+    return _for_tiles(backend, spans, len(q_TNH), body, jnp.zeros_like(q_TNH))
+
+
+def _attend_spans_forward(backend, q_TNH, k_TKH, v_TKH, spans):
+    return attend_spans(backend, q_TNH, k_TKH, v_TKH, spans), (q_TNH, k_TKH, v_TKH, spans)
+
+
+def _attend_spans_backward(backend, saved, dout_TNH):
+    """Each tile is computed again: scores are never kept. dk and dv of a prefix add up over its spans, in float32."""
+    q_TNH, k_TKH, v_TKH, spans = saved
+
+    def body(tile, gradients):
+        dq_TNH, dk_TKH, dv_TKH = gradients
+        _, pull = jax.vjp(partial(attend_tile, backend, tile=tile), *_gather(q_TNH, k_TKH, v_TKH, tile))
+        dq, dk, dv = pull(_take(dout_TNH, tile.results))
+        return (
+            dq_TNH.at[tile.results].set(dq, mode="drop"),
+            dk_TKH.at[tile.keys].add(dk.astype(jnp.float32), mode="drop"),
+            dv_TKH.at[tile.keys].add(dv.astype(jnp.float32), mode="drop"),
+        )
+
+    zeros = jnp.zeros_like(q_TNH), jnp.zeros(k_TKH.shape, jnp.float32), jnp.zeros(v_TKH.shape, jnp.float32)
+    dq, dk, dv = _for_tiles(backend, spans, len(q_TNH), body, zeros)
+    return dq, dk.astype(k_TKH.dtype), dv.astype(v_TKH.dtype), None
+
+
+attend_spans.defvjp(_attend_spans_forward, _attend_spans_backward)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Tile:
+    """Where the queries and keys of n spans lie in the row; T, one past its end, stands for none."""
+
+    queries: jax.Array  # [n, R] read from here
+    results: jax.Array  # [n, R] written there
+    keys: jax.Array  # [n, L]
+    before: jax.Array  # [n] keys that query 0 sees besides itself
+    total: jax.Array  # [n] keys of the span
+
+
+def attend_tile(backend: str, q_nRNH: jax.Array, k_nLKH: jax.Array, v_nLKH: jax.Array, tile: Tile) -> jax.Array:
+    """[n, R, N, H]: query i of a span sees its first `before + i + 1` keys."""
+    if backend == "cudnn":
+        lengths = jnp.maximum(tile.total, 1).astype(jnp.int32)
+        return jax.nn.dot_product_attention(
+            q_nRNH,
+            k_nLKH,
+            v_nLKH,
+            is_causal=True,
+            query_seq_lengths=lengths,
+            key_value_seq_lengths=lengths,
+            implementation="cudnn",
+        )
+    n, R, N, H = q_nRNH.shape
+    _, L, K, _ = k_nLKH.shape
+    q_nKGRH = jnp.moveaxis(q_nRNH.reshape(n, R, K, N // K, H), 1, 3) * H**-0.5
+    k_nKLH, v_nKLH = jnp.moveaxis(k_nLKH, 1, 2), jnp.moveaxis(v_nLKH, 1, 2)
+    seen_nRL = jnp.arange(L) <= (tile.before[:, None] + jnp.arange(R))[..., None]
+    scores = jnp.einsum("nKGRH,nKLH->nKGRL", q_nKGRH, k_nKLH, preferred_element_type=jnp.float32)
+    probs = jax.nn.softmax(jnp.where(seen_nRL[:, None, None], scores, MASKED), axis=-1).astype(q_nRNH.dtype)
+    out_nKGRH = jnp.einsum("nKGRL,nKLH->nKGRH", probs, v_nKLH)
+    return jnp.moveaxis(out_nKGRH, 3, 1).reshape(n, R, N, H)
+
+
+def _for_tiles(backend: str, spans: Spans, T: int, body: Callable, carry):
+    """`carry = body(tile, carry)` over the tiles of every bucket; the buckets' loops are laid out, their lengths are data."""
+    first = 0
+    for index, L in enumerate(spans.buckets):
+        n = max(1, min(TILE_TOKENS[backend] // L, len(spans.start)))
+        end = first + spans.counts[index]
+
+        def step(i, carry, L=L, n=n, first=first, end=end):
+            return body(_tile(backend, spans, T, L, first + i * n + jnp.arange(n), end), carry)
+
+        carry = jax.lax.fori_loop(0, (spans.counts[index] + n - 1) // n, step, carry)
+        first = end
+    return carry
+
+
+def _tile(backend: str, spans: Spans, T: int, L: int, which_n: jax.Array, end) -> Tile:
+    """The spans `which_n`, those from `end` on left empty, with room for L keys. cuDNN's causal mask wants as many queries
+    as keys: there the prefix is queried too, and its results are dropped."""
+    at = lambda array: jnp.where(which_n < end, _take(array, which_n), 0)[:, None]  # noqa: E731
+    start, length, prefix_start, prefix = map(at, (spans.start, spans.length, spans.prefix_start, spans.prefix_length))
+    key = jnp.arange(L)
+    keys = jnp.where(key < prefix, prefix_start + key, start + key - prefix)
+    keys = jnp.where(key < prefix + length, keys, T)
+    total = (prefix + length)[:, 0]
+    if backend == "cudnn":
+        return Tile(keys, jnp.where(key < prefix, T, keys), keys, jnp.zeros_like(total), total)
+    query = jnp.arange(min(L, spans.longest_own))
+    queries = jnp.where(query < length, start + query, T)
+    return Tile(queries, queries, keys, prefix[:, 0], total)
+
+
+def _take(x: jax.Array, index: jax.Array) -> jax.Array:
+    return x.at[index].get(mode="fill", fill_value=0)
+
+
+def _gather(q_TNH, k_TKH, v_TKH, tile: Tile):
+    return _take(q_TNH, tile.queries), _take(k_TKH, tile.keys), _take(v_TKH, tile.keys)
+
+
+def splash(q_TNH: jax.Array, k_TKH: jax.Array, v_TKH: jax.Array, segment_ids_T: jax.Array) -> jax.Array:
+    """[T, N, H] on a TPU: causal attention within segments by the splash Pallas kernel, forward and backward."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    T, N, H = q_TNH.shape
+    mask = masks.MultiHeadMask([masks.CausalMask((T, T))] * N)
+    block = next(size for size in (512, 256, 128) if T % size == 0)
+    sizes = kernel.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_kv_compute=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_kv_dkv_compute=block,
+        block_q_dq=block,
+        block_kv_dq=block,
+    )
+    attend = kernel.make_splash_mha(mask, head_shards=1, q_seq_shards=1, block_sizes=sizes)
+    heads_first = lambda x: jnp.moveaxis(x, 1, 0)  # noqa: E731
+    segments = kernel.SegmentIds(segment_ids_T, segment_ids_T)
+    out_NTH = attend(heads_first(q_TNH) * H**-0.5, heads_first(k_TKH), heads_first(v_TKH), segment_ids=segments)
+    return jnp.moveaxis(out_NTH, 0, 1)
