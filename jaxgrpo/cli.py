@@ -101,7 +101,7 @@ def command_line() -> argparse.ArgumentParser:
 
 
 def _add_bench_options(bench: argparse.ArgumentParser) -> None:
-    bench.add_argument("part", choices=["rollout", "step"], help="rollouts alone, or whole GRPO steps with one update")
+    bench.add_argument("part", choices=["rollout", "update", "step"], help="rollouts alone, updates alone, or whole GRPO steps")
     sizes = {
         "layers": (4, "transformer layers"),
         "hidden": (256, "width"),
@@ -125,6 +125,9 @@ def _add_bench_options(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of weights, cache and activations")
     bench.add_argument("--slots", type=int, default=0, metavar="N", help="sequences decoded at once; 0: worked out")
     bench.add_argument("--chunk", type=int, default=0, metavar="N", help="tokens per dispatch; 0: worked out")
+    bench.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a configuration key, such as train.remat=layer"
+    )
     bench.add_argument("--json", metavar="OUT", help="also write the object to this file")
 
 

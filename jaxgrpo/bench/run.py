@@ -6,16 +6,18 @@ from pathlib import Path
 
 from jaxgrpo.bench.machine import describe, measured_peaks, peak_memory_mb
 from jaxgrpo.bench.rollout import bench_rollout
-from jaxgrpo.bench.step import bench_step
+from jaxgrpo.bench.step import bench_step, bench_update
 from jaxgrpo.bench.task import Task, make_bench
 from jaxgrpo.model.parameters import count_parameters
 
-PARTS = {"rollout": bench_rollout, "step": bench_step}
+PARTS = {"rollout": bench_rollout, "update": bench_update, "step": bench_step}
 
 
 def run_bench(arguments) -> dict:
     """Time what the parsed command line asks for; print the object and write it to `--json`."""
-    task = Task(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Task)})
+    task = Task(
+        **{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Task)} | {"set": tuple(arguments.set)}
+    )
     bench = make_bench(task)
     about = describe()
     peaks = measured_peaks(task.dtype)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgrpo.config import Config, ConfigError, replace
+from jaxgrpo.config import Config, ConfigError, load_config
 from jaxgrpo.model.config import ModelConfig
 from jaxgrpo.model.parameters import count_parameters, initialise
 from jaxgrpo.model.source import resolve_model
@@ -39,6 +39,7 @@ class Task:
     chunk: int = 0
     repeats: int = 3
     seed: int = 0
+    set: tuple[str, ...] = ()  # KEY=VALUE of the configuration
 
     @property
     def sequences(self) -> int:
@@ -116,11 +117,12 @@ def make_bench(task: Task) -> Bench:
         "rollout.dtype": task.dtype,
         "train.dtype": task.dtype,
         "train.minibatch_prompts": task.prompts,
-        "train.remat": False,
-        "train.unroll": model.layers,
+        "train.remat": "layer" if task.model else "none",
+        "train.unroll": 1 if task.model else model.layers,
         "optim.weight_decay": 0.0,
     }
-    config = resolve_sizes(replace(Config(), changes), model, len(devices), device_memory(devices[0]))
+    lines = [f"{key}={value}" for key, value in changes.items()]
+    config = resolve_sizes(load_config(None, [*lines, *task.set]), model, len(devices), device_memory(devices[0]))
     mesh = trainer_mesh((config.mesh.data, config.mesh.fsdp, config.mesh.tensor), devices)
     params = jax.jit(lambda: initialise(model, task.seed), out_shardings=parameter_shardings(model, mesh))()
     settings = EngineSettings(

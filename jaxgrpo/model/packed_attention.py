@@ -1,13 +1,14 @@
 """Attention of the trainer over flat rows, in which many sequences lie one after another and a group's prompt lies once.
 
-A row is cut into spans: runs of tokens that see a common prefix (the prompt of their group, elsewhere in the row) and, causally,
-themselves. Matrix products of the layers read the flat row; only here are spans gathered into tiles, by length, so that short
-ones do not pay for long ones. One device attends to its own row; the number of tiles is data, so that nothing is recompiled.
+A row is cut into spans: runs of tokens that see a common prefix (the prompt of their group, elsewhere in the row) and,
+causally, themselves. Matrix products of the layers read the flat row; only here are spans gathered into tiles, by length, so
+that short ones do not pay for long ones. One device attends to its own row; the number of tiles is data: nothing is recompiled.
 
-Backends: "xla" (CPU, and float32 on a GPU), "cudnn" (GPU, bf16), "splash" (TPU: Pallas kernel on segment ids; no shared prompts).
+Backends: "xla" (CPU, and float32 on a GPU), "cudnn" (GPU, bf16), "splash" (TPU: a Pallas kernel that knows segment ids, and so
+no shared prompts).
 
-Shapes: B rows, one of each device; T tokens of a row, S spans, n spans of a tile, R queries and L keys of a tile's span, N query
-heads, K kv heads, G = N/K, H head size.
+Shapes: B rows, one of each device; T tokens of a row, S spans, n spans of a tile, R queries and L keys of a span in a tile,
+N query heads, K kv heads, G = N/K, H head size.
 """
 
 from collections.abc import Callable
@@ -84,26 +85,38 @@ def packed_attention(backend: str, spans: Spans, segment_ids_BT: jax.Array, mesh
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def attend_spans(backend: str, q_TNH: jax.Array, k_TKH: jax.Array, v_TKH: jax.Array, spans: Spans) -> jax.Array:
     """[T, N, H]: own token i of a span sees the span's prefix and its own tokens 0..i. Arrays of one row, spans [S]."""
-
-    def body(tile, out_TNH):
-        out_nRNH = attend_tile(backend, *_gather(q_TNH, k_TKH, v_TKH, tile), tile)
-        return out_TNH.at[tile.results].set(out_nRNH, mode="drop")
-
-    return _for_tiles(backend, spans, len(q_TNH), body, jnp.zeros_like(q_TNH))
+    return _attend_spans_forward(backend, q_TNH, k_TKH, v_TKH, spans)[0]
 
 
 def _attend_spans_forward(backend, q_TNH, k_TKH, v_TKH, spans):
-    return attend_spans(backend, q_TNH, k_TKH, v_TKH, spans), (q_TNH, k_TKH, v_TKH, spans)
+    def body(tile, carry):
+        out_TNH, logz_TN = carry
+        out, logz = attend_tile(backend, _take(q_TNH, tile.queries), _take(k_TKH, tile.keys), _take(v_TKH, tile.keys), tile)
+        if logz_TN is not None:
+            logz_TN = logz_TN.at[tile.results].set(logz, mode="drop")
+        return out_TNH.at[tile.results].set(out, mode="drop"), logz_TN
+
+    logz_TN = jnp.zeros(q_TNH.shape[:2], jnp.float32) if backend == "xla" else None
+    out_TNH, logz_TN = _for_tiles(backend, spans, len(q_TNH), body, (jnp.zeros_like(q_TNH), logz_TN))
+    return out_TNH, (q_TNH, k_TKH, v_TKH, spans, out_TNH, logz_TN)
 
 
 def _attend_spans_backward(backend, saved, dout_TNH):
-    """Each tile is computed again: scores are never kept. dk and dv of a prefix add up over its spans, in float32."""
-    q_TNH, k_TKH, v_TKH, spans = saved
+    """Scores are computed again, tile by tile. dk and dv of a prefix add up over its spans, in float32."""
+    q_TNH, k_TKH, v_TKH, spans, out_TNH, logz_TN = saved
 
     def body(tile, gradients):
         dq_TNH, dk_TKH, dv_TKH = gradients
-        _, pull = jax.vjp(partial(attend_tile, backend, tile=tile), *_gather(q_TNH, k_TKH, v_TKH, tile))
-        dq, dk, dv = pull(_take(dout_TNH, tile.results))
+        q, k, v, dout = (
+            _take(q_TNH, tile.queries),
+            _take(k_TKH, tile.keys),
+            _take(v_TKH, tile.keys),
+            _take(dout_TNH, tile.results),
+        )
+        if backend == "xla":
+            dq, dk, dv = _tile_gradients(q, k, v, dout, _take(out_TNH, tile.results), _take(logz_TN, tile.results), tile)
+        else:
+            dq, dk, dv = jax.vjp(lambda q, k, v: attend_tile(backend, q, k, v, tile)[0], q, k, v)[1](dout)
         return (
             dq_TNH.at[tile.results].set(dq, mode="drop"),
             dk_TKH.at[tile.keys].add(dk.astype(jnp.float32), mode="drop"),
@@ -130,11 +143,11 @@ class Tile:
     total: jax.Array  # [n] keys of the span
 
 
-def attend_tile(backend: str, q_nRNH: jax.Array, k_nLKH: jax.Array, v_nLKH: jax.Array, tile: Tile) -> jax.Array:
-    """[n, R, N, H]: query i of a span sees its first `before + i + 1` keys."""
+def attend_tile(backend: str, q_nRNH: jax.Array, k_nLKH: jax.Array, v_nLKH: jax.Array, tile: Tile):
+    """([n, R, N, H], [n, R, N] log-sum-exp of the scores, with "xla"): query i of a span sees its first `before + i + 1` keys."""
     if backend == "cudnn":
         lengths = jnp.maximum(tile.total, 1).astype(jnp.int32)
-        return jax.nn.dot_product_attention(
+        out_nRNH = jax.nn.dot_product_attention(
             q_nRNH,
             k_nLKH,
             v_nLKH,
@@ -143,15 +156,52 @@ def attend_tile(backend: str, q_nRNH: jax.Array, k_nLKH: jax.Array, v_nLKH: jax.
             key_value_seq_lengths=lengths,
             implementation="cudnn",
         )
-    n, R, N, H = q_nRNH.shape
-    _, L, K, _ = k_nLKH.shape
-    q_nKGRH = jnp.moveaxis(q_nRNH.reshape(n, R, K, N // K, H), 1, 3) * H**-0.5
-    k_nKLH, v_nKLH = jnp.moveaxis(k_nLKH, 1, 2), jnp.moveaxis(v_nLKH, 1, 2)
+        return out_nRNH, None
+    q_nKMH, k_nKLH, v_nKLH = _heads_first(q_nRNH, k_nLKH.shape[2]), jnp.moveaxis(k_nLKH, 1, 2), jnp.moveaxis(v_nLKH, 1, 2)
+    scores_nKML = _scores(q_nKMH, k_nKLH, tile, q_nRNH.shape)
+    largest_nKM = scores_nKML.max(axis=-1)
+    weights_nKML = jnp.exp(scores_nKML - largest_nKM[..., None])
+    total_nKM = weights_nKML.sum(axis=-1)
+    out_nKMH = jnp.einsum("nKML,nKLH->nKMH", weights_nKML.astype(v_nKLH.dtype), v_nKLH, preferred_element_type=jnp.float32)
+    out_nKMH = (out_nKMH / total_nKM[..., None]).astype(q_nRNH.dtype)
+    return _heads_last(out_nKMH, q_nRNH.shape), _heads_last(largest_nKM + jnp.log(total_nKM), q_nRNH.shape[:3])
+
+
+def _tile_gradients(q_nRNH, k_nLKH, v_nLKH, dout_nRNH, out_nRNH, logz_nRN, tile: Tile):
+    """(dq, dk, dv) from the saved result and log-sum-exp of the scores."""
+    K, H = k_nLKH.shape[2:]
+    q_nKMH, k_nKLH, v_nKLH = _heads_first(q_nRNH, K), jnp.moveaxis(k_nLKH, 1, 2), jnp.moveaxis(v_nLKH, 1, 2)
+    dout_nKMH, logz_nKM = _heads_first(dout_nRNH, K), _heads_first(logz_nRN, K)
+    along_nKM = _heads_first(jnp.sum(dout_nRNH.astype(jnp.float32) * out_nRNH.astype(jnp.float32), axis=-1), K)
+    probs_nKML = jnp.exp(_scores(q_nKMH, k_nKLH, tile, q_nRNH.shape) - logz_nKM[..., None])
+    dprobs_nKML = jnp.einsum("nKMH,nKLH->nKML", dout_nKMH, v_nKLH, preferred_element_type=jnp.float32)
+    dscores_nKML = (probs_nKML * (dprobs_nKML - along_nKM[..., None]) * H**-0.5).astype(q_nRNH.dtype)
+    dq_nKMH = jnp.einsum("nKML,nKLH->nKMH", dscores_nKML, k_nKLH)
+    dk_nKLH = jnp.einsum("nKML,nKMH->nKLH", dscores_nKML, q_nKMH)
+    dv_nKLH = jnp.einsum("nKML,nKMH->nKLH", probs_nKML.astype(q_nRNH.dtype), dout_nKMH)
+    return _heads_last(dq_nKMH, q_nRNH.shape), jnp.moveaxis(dk_nKLH, 2, 1), jnp.moveaxis(dv_nKLH, 2, 1)
+
+
+def _scores(q_nKMH, k_nKLH, tile: Tile, shape) -> jax.Array:
+    """[n, K, M, L] float32, MASKED where a query does not see a key; M = G x R queries of a kv head."""
+    n, R, N, H = shape
+    K, L = k_nKLH.shape[1:3]
+    scores_nKML = jnp.einsum("nKMH,nKLH->nKML", q_nKMH, k_nKLH, preferred_element_type=jnp.float32) * H**-0.5
     seen_nRL = jnp.arange(L) <= (tile.before[:, None] + jnp.arange(R))[..., None]
-    scores = jnp.einsum("nKGRH,nKLH->nKGRL", q_nKGRH, k_nKLH, preferred_element_type=jnp.float32)
-    probs = jax.nn.softmax(jnp.where(seen_nRL[:, None, None], scores, MASKED), axis=-1).astype(q_nRNH.dtype)
-    out_nKGRH = jnp.einsum("nKGRL,nKLH->nKGRH", probs, v_nKLH)
-    return jnp.moveaxis(out_nKGRH, 3, 1).reshape(n, R, N, H)
+    masked = jnp.where(seen_nRL[:, None, None], scores_nKML.reshape(n, K, N // K, R, L), MASKED)
+    return masked.reshape(scores_nKML.shape)
+
+
+def _heads_first(x_nRN: jax.Array, K: int) -> jax.Array:
+    """[n, R, N, ...] -> [n, K, G x R, ...]."""
+    n, R, N, *rest = x_nRN.shape
+    return jnp.moveaxis(x_nRN, 1, 2).reshape(n, K, N // K * R, *rest)
+
+
+def _heads_last(x_nKM: jax.Array, shape) -> jax.Array:
+    """The inverse of `_heads_first`, to [n, R, N, ...]."""
+    n, R, N, *rest = shape
+    return jnp.moveaxis(x_nKM.reshape(n, N, R, *rest), 1, 2)
 
 
 def _for_tiles(backend: str, spans: Spans, T: int, body: Callable, carry):
@@ -187,10 +237,6 @@ def _tile(backend: str, spans: Spans, T: int, L: int, which_n: jax.Array, end) -
 
 def _take(x: jax.Array, index: jax.Array) -> jax.Array:
     return x.at[index].get(mode="fill", fill_value=0)
-
-
-def _gather(q_TNH, k_TKH, v_TKH, tile: Tile):
-    return _take(q_TNH, tile.queries), _take(k_TKH, tile.keys), _take(v_TKH, tile.keys)
 
 
 def splash(q_TNH: jax.Array, k_TKH: jax.Array, v_TKH: jax.Array, segment_ids_T: jax.Array) -> jax.Array:

@@ -50,6 +50,16 @@ class FlopCounter:
         lengths = np.asarray(lengths, np.float64)
         return float(self.per_token * lengths.sum() + self.per_pair * (lengths * (lengths + 1) / 2).sum())
 
+    def packed(self, prompt_lengths, response_lengths, shared: bool) -> float:
+        """One forward pass of the update over groups of prompts [P] and responses [P, G], as little as the mathematics needs:
+        no state of a response's last token, output products of predicted tokens only, and with `shared` each prompt once."""
+        prompts = np.asarray(prompt_lengths, np.float64)[:, None]
+        own = np.asarray(response_lengths, np.float64) - 1
+        copies = 1 if shared else own.shape[1]
+        states = copies * prompts.sum() + own.sum()
+        pairs = copies * (prompts * (prompts + 1) / 2).sum() + (own * prompts + own * (own + 1) / 2).sum()
+        return float((self.per_token - self.per_output) * states + self.per_output * (own + 1).sum() + self.per_pair * pairs)
+
     def generate(self, prompt_lengths, response_lengths) -> float:
         """Prefilling each prompt once, with logits of its last token only, and decoding its responses [P, G] token by token."""
         prompts = np.asarray(prompt_lengths, np.float64)[:, None]

@@ -175,7 +175,7 @@ def pack(sequences: list[Sequence], shape: RowShape, pad_id: int) -> tuple[Rows,
             segments[r, start : start + length] = number
         pieces.sort(key=lambda piece: -(piece[1] + piece[3]))
         spans[:, r, : len(pieces)] = np.array(pieces, np.int32).T
-        for start, length, _, prefix in pieces:
+        for _, length, _, prefix in pieces:
             counts[r, max(b for b, size in enumerate(buckets) if size >= prefix + length)] += 1
 
     def fold(array):

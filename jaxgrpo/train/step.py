@@ -156,8 +156,9 @@ def accumulate(loss: Callable, params, rows: Rows, old_logp, ref_logp, used, agg
 def make_update(model, train: TrainConfig, algo: AlgoConfig, temperature, clip_norm, optimizer, mesh) -> Callable:
     """`update(state, rows, old_logp, ref_logp, used) -> (state, metrics)`; the state is donated.
 
-    Where old_logp [M, D, C] is ON_POLICY, it is the state's own: the first minibatch of a step needs no pass to know it. ref_logp may be None (no KL term). Gradients are clipped
-    to `clip_norm` by their global norm. If the norm is not finite the state is returned as it was and `skipped_updates` is 1.
+    Where old_logp [M, D, C] is ON_POLICY, it is the state's own: the first minibatch of a step needs no pass to know it.
+    ref_logp may be None (no KL term). Gradients are clipped to `clip_norm` by their global norm. If the norm is not finite the
+    state is returned as it was and `skipped_updates` is 1.
     """
     loss = make_loss(model, train, algo, temperature, mesh)
 
