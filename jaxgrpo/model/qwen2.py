@@ -45,8 +45,8 @@ def rotate(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 def widened(x_BTD: jax.Array, w_DF) -> jax.Array:
     """[B, T, F]: x @ w, whose weight gradient reads x, the narrow operand, transposed.
 
-    Left to itself XLA transposes the gradient of the output: on a CPU, computing that once more along columns took four times as
-    long as the product."""
+    Left to itself XLA transposes the gradient of the output: on a CPU, computing that again along columns took four times as
+    long as the product itself."""
     return product("BTD,DF->BTF", x_BTD, w_DF)
 
 
