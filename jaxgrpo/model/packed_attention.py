@@ -144,7 +144,7 @@ class Tile:
 
 
 def attend_tile(backend: str, q_nRNH: jax.Array, k_nLKH: jax.Array, v_nLKH: jax.Array, tile: Tile):
-    """([n, R, N, H], with "xla" [n, R, N] log-sum-exp of the scores): query i of a span sees its first `before + i + 1` keys."""
+    """([n, R, N, H], with "xla" [n, R, N] log-sum-exp of scores): query i sees the first `before + i + 1` keys of its span."""
     if backend == "cudnn":
         lengths = jnp.maximum(tile.total, 1).astype(jnp.int32)
         out_nRNH = jax.nn.dot_product_attention(
