@@ -18,6 +18,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from jaxgrpo.model.attention import MASKED
@@ -98,6 +99,7 @@ def _attend_spans_forward(backend, q_TNH, k_TKH, v_TKH, spans):
 
     logz_TN = jnp.zeros(q_TNH.shape[:2], jnp.float32) if backend == "xla" else None
     out_TNH, logz_TN = _for_tiles(backend, spans, len(q_TNH), body, (jnp.zeros_like(q_TNH), logz_TN))
+    out_TNH, logz_TN = checkpoint_name((out_TNH, logz_TN), "attention")
     return out_TNH, (q_TNH, k_TKH, v_TKH, spans, out_TNH, logz_TN)
 
 

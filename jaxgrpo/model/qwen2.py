@@ -50,12 +50,16 @@ def widened(x_BTD: jax.Array, w_DF) -> jax.Array:
     return product("BTD,DF->BTF", x_BTD, w_DF)
 
 
+def _widened_forward(x_BTD, w_DF):
+    return product("BTD,DF->BTF", x_BTD, w_DF), (x_BTD, w_DF)  # written out: rematerialisation looks for products here
+
+
 def _widened_backward(saved, d_BTF):
     x_BTD, w_DF = saved
     return jnp.einsum("BTF,DF->BTD", d_BTF, w_DF), jnp.einsum("BTD,BTF->DF", x_BTD, d_BTF)
 
 
-widened.defvjp(lambda x_BTD, w_DF: (widened(x_BTD, w_DF), (x_BTD, w_DF)), _widened_backward)
+widened.defvjp(_widened_forward, _widened_backward)
 
 
 def block(config: ModelConfig, w: dict, x_BTD: jax.Array, rope: tuple, attend_fn: Callable) -> tuple[jax.Array, object]:
@@ -95,7 +99,9 @@ def output_matrix(params: dict) -> jax.Array:
 
 REMAT = {
     "layer": None,  # keep the input of each layer, compute the rest again
-    "matmuls": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep the matrix products, not attention's
+    "matmuls": jax.checkpoint_policies.save_from_both_policies(  # keep products with weights, and what attention gives
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, jax.checkpoint_policies.save_only_these_names("attention")
+    ),
 }
 
 
