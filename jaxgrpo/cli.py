@@ -200,9 +200,7 @@ def _serve(arguments) -> int:
         print(f"jaxgrpo: {error}", file=sys.stderr)
         return error.exit_code
     prepare_cpu_devices(0)
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "jaxgrpo" / "xla"))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    _keep_compiled_programs()
     overrides = arguments.given + arguments.overrides
     options = {"checkpoint": arguments.checkpoint, "overrides": overrides, "host": arguments.host, "port": port}
     return Supervisor([sys.executable, "-m", "jaxgrpo.train.serving", json.dumps(options)]).run()
@@ -227,12 +225,15 @@ def _start_jax(config) -> None:
 
         mesh = load_config(str(stored)).mesh
     prepare_cpu_devices(math.prod((mesh.data, mesh.fsdp, mesh.tensor)))
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would advise to install torch
-    import jax
+    _keep_compiled_programs()
 
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "jaxgrpo" / "xla"))
-    jax.config.update("jax_compilation_cache_dir", cache)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+def _keep_compiled_programs() -> None:
+    """Where jax, imported later by this or a child process, finds programs that were compiled before. JAX_COMPILATION_CACHE_DIR
+    moves the folder, JAX_ENABLE_COMPILATION_CACHE=false does without it."""
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "jaxgrpo" / "xla"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would advise to install torch
 
 
 def _reported(run) -> int:

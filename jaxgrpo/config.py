@@ -86,6 +86,7 @@ class OptimConfig:
     eps: float = 1e-8
     weight_decay: float = 0.1  # of adamw
     clip_norm: float = 1.0
+    moments_dtype: Literal["float32", "bfloat16"] = "float32"  # of adamw; bfloat16 is rounded at random, right on average
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,8 @@ class TrainConfig:
     remat: Literal["none", "layer", "matmuls"] = "layer"  # the backward pass computes again: nothing, all, all but products
     unroll: int = 1  # layers per iteration of the scan
     logit_chunk: int = 0  # auto: tokens whose logits exist at once
+    profile: int = 0  # the step of which a profile is written to the run directory; 0 = none
+    offload: Literal["none", "moments", "all"] = "none"  # to host memory: Adam's moments, or these and the reference
 
 
 @dataclass(frozen=True)
@@ -160,6 +163,8 @@ EXECUTION_KEYS = {
     "train.unroll",
     "train.remat",
     "train.logit_chunk",
+    "train.offload",
+    "train.profile",
     "rollout.driver",
     "rollout.slots",
     "rollout.cache_gib",
@@ -275,7 +280,7 @@ _AT_LEAST = {
     0: """
     seed data.epochs rollout.slots rollout.cache_gib rollout.chunk rollout.prefill_tokens rollout.tensor rollout.top_k
     rollout.min_p reward.workers algo.kl_coef algo.clip_low algo.clip_high algo.tis_cap optim.lr optim.warmup_updates
-    optim.weight_decay train.steps train.row_tokens train.logit_chunk warmup.steps warmup.lr warmup.corrupt_lr
+    optim.weight_decay train.steps train.row_tokens train.logit_chunk train.profile warmup.steps warmup.lr warmup.corrupt_lr
     warmup.corrupt_steps warmup.corruption eval.every eval.limit eval.temperature mesh.fsdp
     """,
     1: """

@@ -30,7 +30,11 @@ CHOICES = {
     "algo.kl": ["k1", "k2", "k3"],
     "algo.aggregation": ["token-mean", "seq-mean-token-mean"],
     "optim.optimizer": ["adamw", "sgd"],
+    "algo.old_logprobs": ["recompute", "rollout"],
     "rollout.driver": ["engine", "jetstream"],
+    "train.remat": ["none", "layer", "matmuls"],
+    "train.offload": ["none", "moments", "all"],
+    "optim.moments_dtype": ["float32", "bfloat16"],
 }
 # Fixed, or bounded against each other.
 CONSTRAINED = {"data.prompts_per_step", "train.minibatch_prompts", "train.row_tokens", "warmup.steps", "warmup.corrupt_steps"}
@@ -107,10 +111,10 @@ def test_any_valid_config_survives_a_round_trip_through_yaml(data, tmp_path_fact
 
 def test_overrides_beat_the_file_and_later_ones_beat_earlier_ones(tmp_path):
     path = written(tmp_path, "seed: 3\noptim:\n  lr: 2.0e-6\n  beta1: 0.8\n")
-    config = load_config(path, ["optim.lr=3e-6", "optim.lr=4e-6", "model=some/dir", "train.remat=false"])
+    config = load_config(path, ["optim.lr=3e-6", "optim.lr=4e-6", "model=some/dir", "train.remat=none"])
     assert (config.seed, config.optim.lr, config.optim.beta1) == (3, 4e-6, 0.8)
-    assert (config.model, config.train.remat) == ("some/dir", False)
-    changed = {"seed": 3, "optim.lr": 4e-6, "optim.beta1": 0.8, "model": "some/dir", "train.remat": False}
+    assert (config.model, config.train.remat) == ("some/dir", "none")
+    changed = {"seed": 3, "optim.lr": 4e-6, "optim.beta1": 0.8, "model": "some/dir", "train.remat": "none"}
     assert config == replace(Config(), changed), "everything else keeps its default"
 
 

@@ -12,9 +12,10 @@ from jaxgrpo.bench.machine import Stopwatch, spread
 from jaxgrpo.bench.task import Bench
 from jaxgrpo.rollout.scheduler import generate
 from jaxgrpo.train.accounting import FlopCounter
+from jaxgrpo.train.optimizer import make_optimizer
 from jaxgrpo.train.rows import Sequence, pack_tightest
 from jaxgrpo.train.sizes import row_shapes
-from jaxgrpo.train.state import cast_params, init_state, make_optimizer
+from jaxgrpo.train.state import cast_params, init_state
 from jaxgrpo.train.step import ON_POLICY, make_score, make_update, rows_sharding, shares_prompts
 
 WARM_UP = 2  # the first step compiles, the second shows that nothing does any more
@@ -27,10 +28,11 @@ class Stepper:
         self.bench, config, model, mesh = bench, bench.config, bench.model, bench.mesh
         optimizer = make_optimizer(config.optim)
         temperature = config.rollout.temperature
-        self.reference = cast_params(bench.params, jnp.dtype(config.train.dtype)) if config.algo.kl_coef else None
-        self.state = init_state(bench.params, model, optimizer, mesh)
+        offload, dtype = config.train.offload, jnp.dtype(config.train.dtype)
+        self.reference = cast_params(bench.params, dtype, offload == "all") if config.algo.kl_coef else None
+        self.state = init_state(bench.params, model, optimizer, mesh, offload != "none")
         bench.params = None  # the first update donates them
-        self.score = make_score(model, config.train, temperature, mesh)
+        self.score = make_score(model, config.train, temperature, mesh, offload == "all")
         self.update = make_update(model, config.train, config.algo, temperature, config.optim.clip_norm, optimizer, mesh)
         accelerated = mesh.devices.flat[0].platform != "cpu"
         self.shapes = row_shapes(config, bench.task.sequences, shares_prompts(mesh), accelerated)

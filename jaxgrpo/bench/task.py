@@ -11,10 +11,10 @@ from jaxgrpo.model.config import ModelConfig
 from jaxgrpo.model.parameters import count_parameters, initialise
 from jaxgrpo.model.source import resolve_model
 from jaxgrpo.parallel.mesh import rollout_mesh, trainer_mesh
-from jaxgrpo.rollout.engine import Engine, EngineSettings
+from jaxgrpo.rollout.engine import Engine
 from jaxgrpo.rollout.sampling import Sampling, sample_keys
 from jaxgrpo.rollout.scheduler import Request
-from jaxgrpo.train.sizes import device_memory, resolve_sizes
+from jaxgrpo.train.sizes import device_memory, engine_settings, resolve_sizes
 from jaxgrpo.train.state import parameter_shardings
 
 
@@ -125,15 +125,7 @@ def make_bench(task: Task) -> Bench:
     config = resolve_sizes(load_config(None, [*lines, *task.set]), model, len(devices), device_memory(devices[0]))
     mesh = trainer_mesh((config.mesh.data, config.mesh.fsdp, config.mesh.tensor), devices)
     params = jax.jit(lambda: initialise(model, task.seed), out_shardings=parameter_shardings(model, mesh))()
-    settings = EngineSettings(
-        slots=config.rollout.slots,
-        max_prompt=task.prompt_len,
-        max_new=task.new_tokens,
-        chunk=config.rollout.chunk,
-        prefill_tokens=config.rollout.prefill_tokens,
-        stop_ids=(),
-        dtype=task.dtype,
-    )
+    settings = engine_settings(config, stop_ids=(), pad_id=0)
     engine = Engine(model, settings, rollout_mesh(mesh, config.rollout.tensor))
     lengths_PG = response_lengths(task)
     return Bench(task, config, model, mesh, params, engine, _requests(task, model, lengths_PG), lengths_PG)

@@ -241,8 +241,11 @@ def _take(x: jax.Array, index: jax.Array) -> jax.Array:
     return x.at[index].get(mode="fill", fill_value=0)
 
 
-def splash(q_TNH: jax.Array, k_TKH: jax.Array, v_TKH: jax.Array, segment_ids_T: jax.Array) -> jax.Array:
-    """[T, N, H] on a TPU: causal attention within segments by the splash Pallas kernel, forward and backward."""
+def splash(q_TNH: jax.Array, k_TKH: jax.Array, v_TKH: jax.Array, segment_ids_T: jax.Array, interpret=False) -> jax.Array:
+    """[T, N, H] on a TPU: causal attention within segments by the splash Pallas kernel, forward and backward.
+
+    T must be a multiple of 128. `interpret` runs the kernel's program on any device, for tests.
+    """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -259,7 +262,7 @@ def splash(q_TNH: jax.Array, k_TKH: jax.Array, v_TKH: jax.Array, segment_ids_T: 
         block_q_dq=block,
         block_kv_dq=block,
     )
-    attend = kernel.make_splash_mha(mask, head_shards=1, q_seq_shards=1, block_sizes=sizes)
+    attend = kernel.make_splash_mha(mask, head_shards=1, q_seq_shards=1, block_sizes=sizes, interpret=interpret)
     heads_first = lambda x: jnp.moveaxis(x, 1, 0)  # noqa: E731
     segments = kernel.SegmentIds(segment_ids_T, segment_ids_T)
     out_NTH = attend(heads_first(q_TNH) * H**-0.5, heads_first(k_TKH), heads_first(v_TKH), segment_ids=segments)

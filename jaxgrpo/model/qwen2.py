@@ -115,22 +115,26 @@ def hidden_states(
     dtype=jnp.float32,
     remat: str = "none",
     unroll: int = 1,
+    offloaded: bool = False,
 ) -> jax.Array:
     """[B, T, D] states after the final norm, computed in `dtype` over stacked parameters.
 
     `attend_fn(q_BTNH, k_BTKH, v_BTKH) -> out_BTNH` knows which tokens see which. `remat` says what the backward pass computes
     again ("none", or a key of REMAT); `unroll` layers are laid out in one iteration of the scan. The embedding is looked up in
-    its own dtype, so that its gradient adds up in float32.
+    its own dtype, so that its gradient adds up in float32. With `offloaded` the stacked layers lie in host memory, and each
+    comes to the device when its turn comes.
     """
     rope = rope_angles(positions_BT, config)
-    layers = {name: value.astype(dtype) for name, value in stacked_layers(params).items()}
 
     def layer(x_BTD, w):
+        if offloaded:
+            w = jax.device_put(w, jax.memory.Space.Device)
+        w = {name: value.astype(dtype) for name, value in w.items()}
         return block(config, w, x_BTD, rope, lambda q, k, v: (attend_fn(q, k, v), None))
 
     x_BTD = embed_tokens(params, tokens_BT).astype(dtype)
     body = layer if remat == "none" else jax.checkpoint(layer, prevent_cse=False, policy=REMAT[remat])
-    x_BTD, _ = jax.lax.scan(body, x_BTD, layers, unroll=unroll)
+    x_BTD, _ = jax.lax.scan(body, x_BTD, stacked_layers(params), unroll=unroll)
     return rms_norm(x_BTD, params["final_norm"], config.rms_eps)
 
 

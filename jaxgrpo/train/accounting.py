@@ -6,12 +6,13 @@ table, which is only looked up (a tied table still multiplies as the output matr
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgrpo.config import Config
 from jaxgrpo.model.config import ModelConfig
 from jaxgrpo.model.parameters import count_parameters
 
@@ -50,15 +51,21 @@ class FlopCounter:
         lengths = np.asarray(lengths, np.float64)
         return float(self.per_token * lengths.sum() + self.per_pair * (lengths * (lengths + 1) / 2).sum())
 
-    def packed(self, prompt_lengths, response_lengths, shared: bool) -> float:
+    def packed(self, prompt_lengths, response_lengths, shared: bool, *, output: bool = True) -> float:
         """One forward pass of the update over groups of prompts [P] and responses [P, G], as little as the mathematics needs:
-        no state of a response's last token, output products of predicted tokens only, and with `shared` each prompt once."""
+        no state of a response's last token, output products of predicted tokens only (none without `output`), and with `shared`
+        each prompt once."""
         prompts = np.asarray(prompt_lengths, np.float64)[:, None]
         own = np.asarray(response_lengths, np.float64) - 1
         copies = 1 if shared else own.shape[1]
         states = copies * prompts.sum() + own.sum()
         pairs = copies * (prompts * (prompts + 1) / 2).sum() + (own * prompts + own * (own + 1) / 2).sum()
-        return float((self.per_token - self.per_output) * states + self.per_output * (own + 1).sum() + self.per_pair * pairs)
+        predicted = (own + 1).sum() if output else 0
+        return float((self.per_token - self.per_output) * states + self.per_output * predicted + self.per_pair * pairs)
+
+    def full_attention(self) -> "FlopCounter":
+        """The same model with attention counted as a square, its masked half too, as most published figures have it."""
+        return replace(self, per_pair=2 * self.per_pair)
 
     def generate(self, prompt_lengths, response_lengths) -> float:
         """Prefilling each prompt once, with logits of its last token only, and decoding its responses [P, G] token by token."""
@@ -68,6 +75,18 @@ class FlopCounter:
         pairs = steps * prompts + steps * (steps + 1) / 2
         prefill = self.forward(prompts) - self.per_output * float((prompts - 1).sum())
         return prefill + float(self.per_token * steps.sum() + self.per_pair * pairs.sum())
+
+
+def update_bytes(config: Config, n_params: int, micro_batches: int) -> float:
+    """Bytes that an update moves at least, over all devices and activations aside: parameters and moments read and written,
+    gradients written and read; for every micro-batch the weights read forwards, backwards and, where layers are computed again,
+    once more, and its gradients added to the sum."""
+    train = config.train
+    weight = jnp.dtype(train.dtype).itemsize
+    moments = {"adamw": 2 * jnp.dtype(config.optim.moments_dtype).itemsize, "sgd": 0}[config.optim.optimizer]
+    once = 2 * 4 + 2 * moments + 2 * 4
+    each = weight * (2 + (train.remat == "layer")) + 3 * 4
+    return float(n_params) * (once + micro_batches * each)
 
 
 def peak_flops(devices) -> float:

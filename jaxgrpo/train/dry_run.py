@@ -36,7 +36,7 @@ def print_dry_run(config: Config) -> None:
     table = Table(title="bytes per device", title_justify="left")
     for heading in ("kind", "GiB", "held during"):
         table.add_column(heading, justify="right" if heading == "GiB" else "left")
-    phases = {"gradients": "update", "rollout weights": "rollout", "KV cache": "rollout"}
+    phases = {"gradients": "update", "rollout weights": "rollout", "KV cache": "rollout", "host memory": "always, on the host"}
     sizes = memory_table(config, source.config)
     for kind, size in sizes.items():
         table.add_row(kind, f"{size / GIB:.3f}", phases.get(kind, "always"))

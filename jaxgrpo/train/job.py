@@ -20,14 +20,15 @@ from jaxgrpo.parallel.mesh import rollout_mesh, trainer_mesh
 from jaxgrpo.reward import GraderPool
 from jaxgrpo.rollout import scheduler
 from jaxgrpo.rollout.driver_process import DriverProcess
-from jaxgrpo.rollout.engine import Engine, EngineSettings
+from jaxgrpo.rollout.engine import Engine
 from jaxgrpo.rollout.sampling import Sampling
 from jaxgrpo.train.accounting import FlopCounter, peak_flops
 from jaxgrpo.train.conversion import is_converted, load_converted
 from jaxgrpo.train.dataset import TrainingPrompts, check_local_files, heldout_prompts
+from jaxgrpo.train.optimizer import make_optimizer
 from jaxgrpo.train.rows import Rows, RowShape, Sequence, pack_tightest
-from jaxgrpo.train.sizes import config_sampling, device_memory, resolve_sizes, row_shapes
-from jaxgrpo.train.state import TrainState, abstract_state, init_state, make_optimizer, parameter_shardings
+from jaxgrpo.train.sizes import device_memory, engine_settings, resolve_sizes, row_shapes
+from jaxgrpo.train.state import TrainState, abstract_state, init_state, parameter_shardings
 from jaxgrpo.train.step import make_score, make_update, rows_sharding, shares_prompts
 
 SUITE = "heldout"
@@ -67,6 +68,12 @@ class Job:
     @cached_property
     def score(self) -> Callable:
         return make_score(self.model, self.config.train, self.config.rollout.temperature, self.mesh)
+
+    @cached_property
+    def score_reference(self) -> Callable:
+        if self.config.train.offload != "all":
+            return self.score
+        return make_score(self.model, self.config.train, self.config.rollout.temperature, self.mesh, offloaded=True)
 
     @cached_property
     def update(self) -> Callable:
@@ -114,10 +121,10 @@ class Job:
         }
 
     def abstract_state(self) -> TrainState:
-        return abstract_state(self.model, self.optimizer, self.mesh)
+        return abstract_state(self.model, self.optimizer, self.mesh, self.config.train.offload != "none")
 
     def fresh_state(self, params: dict) -> TrainState:
-        return init_state(params, self.model, self.optimizer, self.mesh)
+        return init_state(params, self.model, self.optimizer, self.mesh, self.config.train.offload != "none")
 
     def pack_minibatch(self, sequences: list[Sequence]) -> tuple[Rows, np.int32]:
         """Rows on the devices and the number of micro-batches in use."""
@@ -203,21 +210,11 @@ def prepare(config: Config) -> Job:
     heldout, dropped = heldout_prompts(config, tokenizer)
     devices = jax.devices()
     config = replace(config, {"data.tokenizer": config.data.tokenizer or name, "train.steps": prompts.steps()})
+    if config.train.profile > config.train.steps:
+        raise ConfigError(f"train.profile={config.train.profile} is beyond the last step, train.steps={config.train.steps}.")
     config = resolve_sizes(config, source.config, len(devices), device_memory(devices[0]))
     mesh = trainer_mesh((config.mesh.data, config.mesh.fsdp, config.mesh.tensor), devices)
-    settings = EngineSettings(
-        slots=config.rollout.slots,
-        max_prompt=config.data.max_prompt_tokens,
-        max_new=config.rollout.max_new_tokens,
-        chunk=config.rollout.chunk,
-        prefill_tokens=config.rollout.prefill_tokens,
-        stop_ids=stop_ids,
-        pad_id=pad_id,
-        dtype=config.rollout.dtype,
-        weights=config.rollout.weights,
-        cache_dtype=config.rollout.cache_dtype,
-        truncate=config_sampling(config).truncates(),
-    )
+    settings = engine_settings(config, stop_ids, pad_id)
     engine = Engine(source.config, settings, rollout_mesh(mesh, config.rollout.tensor), tokenizer=tokenizer)
     pool = GraderPool(config.reward.workers, config.reward.cpu_seconds, config.reward.wall_seconds)
     driver = DriverProcess() if config.rollout.driver == "jetstream" else None

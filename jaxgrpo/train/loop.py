@@ -15,17 +15,18 @@ import numpy as np
 from eval.suite import Graded, pass_at_1, write_outcomes
 from jaxgrpo.algo import group_advantages
 from jaxgrpo.config import Config
+from jaxgrpo.train.accounting import update_bytes
 from jaxgrpo.train.checkpoint import Checkpoints, load_params, save_params
 from jaxgrpo.train.conversion import write_companions
 from jaxgrpo.train.job import SUITE, Job, prepare
-from jaxgrpo.train.metrics import CompilationCounter
+from jaxgrpo.train.metrics import PHASES, CompilationCounter
 from jaxgrpo.train.plots import draw_learning_curve
 from jaxgrpo.train.progress import Progress
 from jaxgrpo.train.rows import Rows, Sequence
 from jaxgrpo.train.run import RunDirectory
 from jaxgrpo.train.sizes import adopt, config_sampling
 from jaxgrpo.train.state import TrainState, cast_params
-from jaxgrpo.train.step import ON_POLICY
+from jaxgrpo.train.step import ON_POLICY, shares_prompts
 from jaxgrpo.train.warmup import make_encoder, warm_up
 
 
@@ -77,6 +78,7 @@ class Trainer:
         self.checkpoints = Checkpoints(run.checkpoints, job.config.checkpoint)
         self.totals = Totals()
         self.seconds: dict[str, float] = {}
+        self.micro_batches = 0  # of the last step's updates
         self.weights = None  # the sampler's copy of the policy; dropped during updates
 
     def run_all(self) -> None:
@@ -87,7 +89,8 @@ class Trainer:
             if done == 0:
                 self.log(0, self.evaluate(state, 0))
             for step in range(done + 1, steps + 1):
-                state = self.step(state, step)
+                with self.profiled(step):
+                    state = self.step(state, step)
             with self.timed("save_s"):
                 self.checkpoints.wait()
         finally:
@@ -99,8 +102,9 @@ class Trainer:
     def start(self) -> tuple[TrainState, int]:
         """The state to go on from and the steps it has behind it; the reference policy is set aside on the way."""
         initial = self.initial_policy()
-        dtype = jnp.dtype(self.config.train.dtype)
-        self.reference = cast_params(initial, dtype) if self.config.algo.kl_coef else None
+        train = self.config.train
+        with_reference = self.config.algo.kl_coef > 0
+        self.reference = cast_params(initial, jnp.dtype(train.dtype), train.offload == "all") if with_reference else None
         if self.job.driver is None:
             self.job.engine.compile(self.job.engine.load_params(initial))
         done = self.checkpoints.latest()
@@ -138,13 +142,16 @@ class Trainer:
 
     def step(self, state: TrainState, step: int) -> TrainState:
         """One GRPO step: P prompts x G samples, then P / minibatch updates."""
-        self.seconds = {key: value for key, value in self.seconds.items() if key == "save_s"}  # of the step before
+        self.seconds = dict.fromkeys(PHASES, 0.0) | {"save_s": self.seconds.get("save_s", 0.0)}  # that of the step before
         started = time.perf_counter()
         config = self.config
         prompts = self.job.prompts.at(step - 1)
         weights = self.sampler_weights(state)
         sampling = config_sampling(config)
-        graded = self.job.sample(weights, prompts, stream="train", step=step, samples=config.rollout.samples, sampling=sampling)
+        with jax.profiler.TraceAnnotation("rollout and grade"):
+            graded = self.job.sample(
+                weights, prompts, stream="train", step=step, samples=config.rollout.samples, sampling=sampling
+            )
         weights = self.weights = None
         self.seconds["rollout_s"], self.seconds["grade_s"] = graded.generate_s, graded.grade_s
         rewards_PG = self.rewards(graded, step)
@@ -168,6 +175,7 @@ class Trainer:
         if config.eval.every and (step % config.eval.every == 0 or last):
             record |= self.evaluate(state, step)
         record["step_s"] = time.perf_counter() - started
+        record["other_s"] = record["step_s"] - sum(self.seconds[phase] for phase in PHASES if phase != "save_s")
         self.log(step, record)
         if step % config.checkpoint.every == 0 or last:
             self.save(state, step)
@@ -187,10 +195,11 @@ class Trainer:
             for first in range(0, len(sequences), per):
                 rows, used = self.job.pack_minibatch([s for group in sequences[first : first + per] for s in group])
                 old = self.old_logprobs(state, rows, used, first == 0)
-                reference = None if self.reference is None else self.job.score(self.reference, rows, used)
+                reference = None if self.reference is None else self.job.score_reference(self.reference, rows, used)
                 minibatches.append((rows, old, reference, used))
             differences = [_logprob_difference(rows, old) for rows, old, _, _ in minibatches[1:]]
             jax.block_until_ready((minibatches, differences))
+        self.micro_batches = int(sum(used for *_, used in minibatches))
         with self.timed("update_s"):
             measured = []
             for rows, old, reference, used in minibatches:
@@ -235,25 +244,36 @@ class Trainer:
 
     def count(self, work: "_Work") -> None:
         """Advance the cumulative counters by one step."""
-        forward = self.job.flops.forward(work.lengths)
-        scored = 1 + (self.reference is not None)
+        config, flops = self.config, self.job.flops
+        forward, body = self.forward_flops(work), self.forward_flops(work, output=False)
+        updates = config.data.prompts_per_step // config.train.minibatch_prompts
+        scored = (self.reference is not None) + (config.algo.old_logprobs == "recompute") * (updates - 1) / updates
         totals = self.totals
         totals.samples += len(work.prompt_P)
         totals.tokens += int(work.lengths.sum())
         totals.compute_flops += 6.0 * self.job.identity["n_nominal"] * int(work.lengths.sum())
-        totals.compute_flops_total += self.job.flops.generate(work.prompt_P, work.response_PG)
-        totals.compute_flops_total += (scored + 3 + (self.config.train.remat != "none")) * forward
+        totals.compute_flops_total += flops.generate(work.prompt_P, work.response_PG)
+        totals.compute_flops_total += (scored + 3) * forward + (config.train.remat == "layer") * body
+
+    def forward_flops(self, work: "_Work", **what) -> float:
+        """Operations of one forward pass of the update over the step's sequences."""
+        return self.job.flops.packed(work.prompt_P, work.response_PG, shares_prompts(self.job.mesh), **what)
 
     def rollout_metrics(self, graded: Graded, rewards_PG: np.ndarray, work: "_Work") -> dict:
-        update_flops = 3 * self.job.flops.forward(work.lengths)
+        update_s, peak = self.seconds["update_s"], self.job.peak_flops
+        shared = shares_prompts(self.job.mesh)
+        square = self.job.flops.full_attention().packed(work.prompt_P, work.response_PG, shared)
+        moved = update_bytes(self.config, self.job.identity["n_params"], self.micro_batches)
         return {
             "reward_mean": float(rewards_PG.mean()),
             "response_length_mean": float(work.response_PG.mean()),
             "truncated_fraction": float(np.mean([r.finish == "length" for group in graded.responses for r in group])),
             "equal_reward_groups": float(np.mean(rewards_PG.min(axis=1) == rewards_PG.max(axis=1))),
             "rollout_tokens_per_s": float(work.response_PG.sum() / self.seconds["rollout_s"]),
-            "update_tokens_per_s": float(work.lengths.sum() / (self.seconds["score_s"] + self.seconds["update_s"])),
-            "mfu": update_flops / self.seconds["update_s"] / self.job.peak_flops,
+            "update_tokens_per_s": float(work.lengths.sum() / (self.seconds["score_s"] + update_s)),
+            "update_bytes_per_s": moved / update_s,
+            "mfu": 3 * self.forward_flops(work) / update_s / peak,
+            "mfu_full_attention": 3 * square / update_s / peak,
         }
 
     def update_metrics(self, measured: list[dict], differences: list[tuple]) -> dict:
@@ -290,9 +310,25 @@ class Trainer:
         self.progress.step(step, record)
 
     @contextmanager
+    def profiled(self, step: int):
+        """A profile of the step that `train.profile` names, in RUN_DIR/profile."""
+        if step != self.config.train.profile:
+            yield
+            return
+        with (
+            jax.profiler.trace(self.run.profile, create_perfetto_trace=True),
+            jax.profiler.StepTraceAnnotation("step", step_num=step),
+        ):
+            yield
+        self.progress.say(
+            f"profile   {self.run.profile}: open its perfetto_trace.json.gz in Perfetto, or the folder in TensorBoard (XProf)"
+        )
+
+    @contextmanager
     def timed(self, name: str):
         start = time.perf_counter()
-        yield
+        with jax.profiler.TraceAnnotation(name.removesuffix("_s")):
+            yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import jax
 
+# Where the seconds of a step go. save_s is that of the step before: a step's line is written before its checkpoint.
+PHASES = ("rollout_s", "grade_s", "score_s", "update_s", "sync_s", "eval_s", "save_s")
 # The only keys that may differ between two runs of the same seed.
 TIMING_SUFFIXES = ("_s", "_per_s")
-TIMING_KEYS = ("mfu", "compilations")
+TIMING_KEYS = ("mfu", "mfu_full_attention", "compilations")
 
 
 def is_timing_key(key: str) -> bool:

@@ -7,6 +7,8 @@ import time
 from rich.console import Console
 from rich.table import Table
 
+from jaxgrpo.train.metrics import PHASES
+
 
 class Progress:
     """Writes to standard output: one line that is kept up to date on a terminal, a line a step elsewhere."""
@@ -99,6 +101,7 @@ class Progress:
         if last["grader_errors"] or last["skipped_updates"]:
             table.add_row("grader errors, skipped updates", f"{last['grader_errors']}, {last['skipped_updates']}")
         self.console.print(table)
+        self.console.print(phase_table(records))
         run = self.run.path
         self.say(f"curve     {self.run.plots / 'learning_curve.png'}")
         self.say(f"metrics   {self.run.metrics.path}")
@@ -111,6 +114,20 @@ class Progress:
             ("train configs/qwen2.5-0.5b.yaml --dry-run", "what a real model would take"),
         ):
             self.say(f"  {jaxgrpo} {command:<60} # {what}")
+
+
+def phase_table(records: list[dict]) -> Table:
+    """Where the time of all steps went: seconds, their share, and seconds a step."""
+    table = Table(title="where the time went", title_justify="left")
+    for heading in ("phase", "seconds", "share", "seconds a step"):
+        table.add_column(heading, justify="left" if heading == "phase" else "right")
+    steps = [record for record in records if "step_s" in record]
+    seconds = {phase: sum(record.get(phase, 0.0) for record in steps) for phase in (*PHASES, "other_s")}
+    whole = sum(seconds.values())
+    for phase, value in seconds.items():
+        share = value / whole if whole else 0.0
+        table.add_row(phase.removesuffix("_s"), f"{value:.1f}", f"{share:.0%}", f"{value / max(len(steps), 1):.2f}")
+    return table
 
 
 def _duration(seconds: float) -> str:

@@ -25,6 +25,10 @@ class RunDirectory:
         return self.path / "warm_start"
 
     @property
+    def profile(self) -> Path:
+        return self.path / "profile"
+
+    @property
     def plots(self) -> Path:
         return self.path / "plots"
 

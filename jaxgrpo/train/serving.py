@@ -5,6 +5,7 @@ hub id. Weights go straight into the rollout mesh's shards in the dtype they are
 from the run's own config, else from the model and the memory of the devices.
 """
 
+import dataclasses
 import json
 import math
 import os
@@ -28,10 +29,10 @@ from jaxgrpo.model.parameters import abstract_parameters, parameter_table
 from jaxgrpo.model.source import ModelSource, resolve_model
 from jaxgrpo.parallel.mesh import rollout_tensor_size
 from jaxgrpo.parallel.sharding import named_sharding
-from jaxgrpo.rollout.engine import Engine, EngineSettings
+from jaxgrpo.rollout.engine import Engine
 from jaxgrpo.train import checkpoint
 from jaxgrpo.train.conversion import is_converted, load_converted, run_companions
-from jaxgrpo.train.sizes import CPU_CACHE_GIB, GIB, cache_bytes_per_slot, config_sampling, device_memory
+from jaxgrpo.train.sizes import CPU_CACHE_GIB, GIB, cache_bytes_per_slot, config_sampling, device_memory, engine_settings
 
 KEYS = (  # of the configuration, that serving looks at
     "seed",
@@ -112,19 +113,9 @@ def make_engine(served: Served) -> Engine:
     if len(tokenizer) > model.vocab:
         raise ConfigError(f"the tokenizer {name} has {len(tokenizer)} tokens, the model {model.vocab}: set data.tokenizer.")
     eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    settings = EngineSettings(
-        slots=config.rollout.slots,
-        max_prompt=config.data.max_prompt_tokens,
-        max_new=config.rollout.max_new_tokens,
-        chunk=1,
-        prefill_tokens=1,  # the Driver prefills one prompt at a time: one row
-        stop_ids=served.source.stop_ids or (() if eos is None else (eos,)),
-        pad_id=0 if pad is None else pad,
-        dtype=config.rollout.dtype,
-        weights=config.rollout.weights,
-        cache_dtype=config.rollout.cache_dtype,
-        truncate=config_sampling(config).truncates(),
-    )
+    stop_ids = served.source.stop_ids or (() if eos is None else (eos,))
+    settings = engine_settings(config, stop_ids, 0 if pad is None else pad)
+    settings = dataclasses.replace(settings, chunk=1, prefill_tokens=1)  # the Driver prefills one prompt at a time: one row
     mesh = jax.sharding.Mesh(np.array(devices).reshape(-1, config.rollout.tensor), ("replica", "tensor"))
     return Engine(model, settings, mesh, tokenizer=tokenizer)
 

@@ -16,7 +16,7 @@ from jaxgrpo.parallel.mesh import mesh_shape, rollout_tensor_size
 from jaxgrpo.parallel.sharding import partition_spec
 from jaxgrpo.rollout.layout import input_axes
 from jaxgrpo.rollout.sampling import Sampling
-from jaxgrpo.rollout.settings import block_length
+from jaxgrpo.rollout.settings import EngineSettings, block_length
 from jaxgrpo.train.rows import RowShape
 
 GIB = 2**30
@@ -100,6 +100,24 @@ def config_sampling(config: Config) -> Sampling:
     """How the configured rollouts sample."""
     c = config.rollout
     return Sampling(c.temperature, c.top_k, c.top_p, c.min_p)
+
+
+def engine_settings(config: Config, stop_ids: tuple[int, ...], pad_id: int) -> EngineSettings:
+    """What the sampler's engine is made with."""
+    c = config.rollout
+    return EngineSettings(
+        slots=c.slots,
+        max_prompt=config.data.max_prompt_tokens,
+        max_new=c.max_new_tokens,
+        chunk=c.chunk,
+        prefill_tokens=c.prefill_tokens,
+        stop_ids=stop_ids,
+        pad_id=pad_id,
+        dtype=c.dtype,
+        weights=c.weights,
+        cache_dtype=c.cache_dtype,
+        truncate=config_sampling(config).truncates(),
+    )
 
 
 def _cache_budget(config: Config, model: ModelConfig, device_bytes: int) -> float:
@@ -194,21 +212,25 @@ def _itemsize(dtype: str) -> int:
 def memory_table(config: Config, model: ModelConfig) -> dict[str, int]:
     """Bytes per device by kind, from shapes and the sharding rules alone: nothing is compiled and no device is touched.
 
-    parameters and optimiser are the float32 master state; gradients exist during an update; the reference and the rollout
-    weights are in their own dtypes (int8 with its scales); the cache is that of all slots of a replica.
+    parameters and optimiser are the master state; gradients exist during an update; the reference and the rollout weights are
+    in their own dtypes (int8 with its scales); the cache is that of all slots of a replica. "host memory" is what
+    `train.offload` moves off the device, counted for each device.
     """
     mesh = jax.sharding.AbstractMesh((config.mesh.data, config.mesh.fsdp, config.mesh.tensor), ("data", "fsdp", "tensor"))
     devices = config.mesh.data * config.mesh.fsdp * config.mesh.tensor
     replicas = devices // config.rollout.tensor
     rollout = jax.sharding.AbstractMesh((replicas, config.rollout.tensor), ("replica", "tensor"))
     trained = sum(_share(spec.axes, spec.shape, mesh) for spec in parameter_table(model))
-    moments = {"adamw": 2, "sgd": 0}[config.optim.optimizer]
+    moments = {"adamw": 2 * _itemsize(config.optim.moments_dtype), "sgd": 0}[config.optim.optimizer] * trained
     reference = trained * _itemsize(config.train.dtype) if config.algo.kl_coef else 0
+    offload = config.train.offload
+    away = moments * (offload != "none") + reference * (offload == "all")
     return {
         "parameters": 4 * trained,
-        "optimiser": 4 * moments * trained,
+        "optimiser": moments * (offload == "none"),
         "gradients": 4 * trained,
-        "reference": reference,
+        "reference": reference * (offload != "all"),
+        "host memory": away,
         "rollout weights": _rollout_weight_bytes(config, model, rollout),
         "KV cache": config.rollout.slots // replicas * cache_bytes_per_slot(config, model),
     }

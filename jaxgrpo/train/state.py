@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxgrpo.config import OptimConfig
 from jaxgrpo.model.config import ModelConfig
 from jaxgrpo.model.parameters import abstract_parameters, parameter_table
 from jaxgrpo.parallel.sharding import named_sharding, replicated
@@ -21,25 +20,15 @@ class TrainState:
     opt_state: optax.OptState
 
 
-def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
-    """AdamW (decoupled weight decay on every parameter, as in the published runs) or plain SGD; linear warm-up, then constant.
-
-    Gradients are clipped by the update step, which needs their norm anyway.
-    """
-    lr = config.lr
-    if config.warmup_updates:
-        lr = optax.linear_schedule(config.lr / config.warmup_updates, config.lr, config.warmup_updates - 1)
-    if config.optimizer == "sgd":
-        return optax.sgd(lr)
-    return optax.adamw(lr, config.beta1, config.beta2, config.eps, weight_decay=config.weight_decay)
+HOST = "pinned_host"  # the memory kind of arrays that wait in the host's memory
 
 
 def parameter_shardings(config: ModelConfig, mesh) -> dict:
     return {spec.name: named_sharding(mesh, spec.axes, spec.shape) for spec in parameter_table(config)}
 
 
-def state_shardings(config: ModelConfig, optimizer: optax.GradientTransformation, mesh) -> TrainState:
-    """Shardings of the whole state: moments as their parameters, scalars on every device.
+def state_shardings(config: ModelConfig, optimizer: optax.GradientTransformation, mesh, offloaded: bool) -> TrainState:
+    """Shardings of the whole state: moments as their parameters, with `offloaded` in host memory, scalars on every device.
 
     Scalars need a sharding too: left on one device they restore onto one device, and a resumed step would not compile.
     """
@@ -48,7 +37,7 @@ def state_shardings(config: ModelConfig, optimizer: optax.GradientTransformation
     opt_state = jax.eval_shape(optimizer.init, params)
     opt_shardings = optax.tree_map_params(
         optimizer,
-        lambda _, sharding: sharding,
+        lambda _, sharding: sharding.with_memory_kind(HOST) if offloaded else sharding,
         opt_state,
         shardings,
         transform_non_params=lambda _: replicated(mesh),
@@ -56,24 +45,26 @@ def state_shardings(config: ModelConfig, optimizer: optax.GradientTransformation
     return TrainState(shardings, opt_shardings)
 
 
-def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation, mesh) -> TrainState:
+def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation, mesh, offloaded=False) -> TrainState:
     """ShapeDtypeStructs with shardings: the target of a restore, and what a compilation ahead of time needs."""
     params = abstract_parameters(config)
     shapes = TrainState(params, jax.eval_shape(optimizer.init, params))
     return jax.tree.map(
         lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
         shapes,
-        state_shardings(config, optimizer, mesh),
+        state_shardings(config, optimizer, mesh, offloaded),
     )
 
 
-def init_state(params: dict, config: ModelConfig, optimizer: optax.GradientTransformation, mesh) -> TrainState:
+def init_state(params: dict, config: ModelConfig, optimizer: optax.GradientTransformation, mesh, offloaded=False) -> TrainState:
     """Fresh moments around float32 parameters that already lie on the mesh."""
-    make = jax.jit(optimizer.init, out_shardings=state_shardings(config, optimizer, mesh).opt_state)
+    make = jax.jit(optimizer.init, out_shardings=state_shardings(config, optimizer, mesh, offloaded).opt_state)
     return TrainState(params, make(params))
 
 
-def cast_params(params: dict, dtype) -> dict:
-    """A copy in `dtype` with the same shardings: the frozen reference."""
+def cast_params(params: dict, dtype, offloaded=False) -> dict:
+    """A copy in `dtype` with the same shardings, with `offloaded` in host memory: the frozen reference."""
     shardings = {name: value.sharding for name, value in params.items()}
+    if offloaded:
+        shardings = {name: sharding.with_memory_kind(HOST) for name, sharding in shardings.items()}
     return jax.jit(lambda p: {k: jnp.array(v, dtype, copy=True) for k, v in p.items()}, out_shardings=shardings)(params)

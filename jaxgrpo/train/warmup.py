@@ -15,9 +15,10 @@ from jaxgrpo.config import Config, OptimConfig, TrainConfig, WarmupConfig
 from jaxgrpo.data import EncodedPrompt, Problem, encode_prompts, load_demonstrations, warmup_examples
 from jaxgrpo.model.config import ModelConfig
 from jaxgrpo.parallel.sharding import replicated
+from jaxgrpo.train.optimizer import make_optimizer
 from jaxgrpo.train.rows import Rows, Sequence, pack
 from jaxgrpo.train.sizes import row_shapes
-from jaxgrpo.train.state import TrainState, init_state, make_optimizer, state_shardings
+from jaxgrpo.train.state import TrainState, init_state, state_shardings
 from jaxgrpo.train.step import Forward, micro_batch, rows_sharding, shares_prompts
 
 Example = tuple[np.ndarray, np.ndarray]  # prompt and response tokens, the response ended by a stop token
@@ -45,7 +46,11 @@ def make_supervised_update(model: ModelConfig, train: TrainConfig, optimizer: op
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
             return TrainState(optax.apply_updates(state.params, updates), opt_state), value
 
-    return jax.jit(update, donate_argnames="state", out_shardings=(state_shardings(model, optimizer, mesh), replicated(mesh)))
+    return jax.jit(
+        update,
+        donate_argnames="state",
+        out_shardings=(state_shardings(model, optimizer, mesh, offloaded=False), replicated(mesh)),
+    )
 
 
 def builtin_examples(seed: int, batch: int, corruption: float, start: int, encode: Callable) -> Iterator[list[Example]]:

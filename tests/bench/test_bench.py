@@ -33,7 +33,7 @@ def test_bytes_of_a_decoded_token_are_those_of_the_published_architecture():
     assert cache_bytes_per_token(model, "bfloat16") == 2 * 28 * 4 * 128 * 2
 
 
-@pytest.mark.parametrize("part", ["rollout", "step"])
+@pytest.mark.parametrize("part", ["rollout", "update", "step"])
 def test_the_command_prints_one_json_object_whose_figures_fit_together(part, tmp_path):
     out = tmp_path / "out.json"
     env = environment(tmp_path / "xla", devices=2)
@@ -45,9 +45,13 @@ def test_the_command_prints_one_json_object_whose_figures_fit_together(part, tmp
     assert result["command"].startswith(f"jaxgrpo bench {part} ") and result["versions"]["jax"]
     assert result["peak_rss_mb"] > 50
     lengths = response_lengths(Task(prompts=4, samples=2, prompt_len=8, new_tokens=12, lengths="long-tail"))
-    spread = result["rollout_s"] if part == "rollout" else result["wall_s"]["rollout"]
+    timed = {"rollout": "rollout", "update": "learn", "step": "rollout"}[part]
+    spread = result["rollout_s"] if part == "rollout" else result["wall_s"][timed]
     assert spread["min"] <= spread["median"] <= spread["max"] and len(spread["all"]) == 2
-    assert result["rollout_tokens_per_s"] == pytest.approx(lengths.sum() / spread["median"], rel=1e-6)
+    if part == "update":
+        assert result["update_tokens_per_s"] == pytest.approx((8 + lengths).sum() / spread["median"], rel=1e-6)
+    else:
+        assert result["rollout_tokens_per_s"] == pytest.approx(lengths.sum() / spread["median"], rel=1e-6)
     # Operations written out: every prompt once, logits after its last token; every response token but the last, with attention.
     layer = 32 * 16 * (2 * 2 + 2 * 1) + 3 * 32 * 64 + (2 + 2 * 1) * 16 + 2 * 32
     prompt = 4 * (8 * 2 * (layer + 32) + 2 * 64 * 32 + 4 * 2 * 16 * 36)
@@ -56,10 +60,15 @@ def test_the_command_prints_one_json_object_whose_figures_fit_together(part, tmp
         assert result["flops_per_s"] * spread["median"] == pytest.approx(prompt + tokens)
         assert 0 < result["decode"]["bytes_share_of_peak"] and 0 < result["flops_share_of_peak"]
     else:
-        total = 8 + lengths.ravel()
-        pairs = total * (total + 1) / 2
-        forward = (total * 2 * (layer + 32 + 64 * 32) + 4 * 2 * 16 * pairs).sum()
-        assert result["flops_per_s"] * result["step_s"] == pytest.approx(prompt + tokens + 4 * forward)
+        # Every prompt once, every response token but the last, logits of responses alone; three passes and a reference.
+        visible = 4 * sum(range(1, 9)) + sum(8 + i for n in lengths.ravel() for i in range(1, n))
+        states = 4 * 8 + (lengths - 1).sum()
+        forward = states * 2 * (layer + 32) + lengths.sum() * 2 * 64 * 32 + 4 * 2 * 16 * visible
+        assert result["update_flops_per_s"] * result["wall_s"]["update"]["median"] == pytest.approx(3 * forward)
+        assert result["useful_tokens"] == (8 + lengths).sum()
+        assert result["computed_tokens"] >= states
+        if part == "step":
+            assert result["flops_per_s"] * result["step_s"] == pytest.approx(prompt + tokens + 4 * forward)
 
 
 def test_sizes_that_cannot_be_are_refused(tmp_path):

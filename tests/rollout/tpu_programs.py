@@ -26,8 +26,8 @@ from jax.experimental import topologies  # noqa: E402
 import jaxgrpo  # noqa: E402
 from jaxgrpo.config import Config, replace  # noqa: E402
 from jaxgrpo.model.config import model_config, read_json  # noqa: E402
-from jaxgrpo.rollout.engine import Engine, EngineSettings  # noqa: E402
-from jaxgrpo.train.sizes import GIB, memory_table, resolve_sizes  # noqa: E402
+from jaxgrpo.rollout.engine import Engine  # noqa: E402
+from jaxgrpo.train.sizes import GIB, engine_settings, memory_table, resolve_sizes  # noqa: E402
 
 HOST = 4  # chips of one host of a slice
 MEMORY_GIB = {"v5e": 15.75, "v5p": 95.0, "v6e": 31.25}  # what a program can have; v5e and v6e keep some of their 16 and 32 back
@@ -94,17 +94,8 @@ def engine_of(case: Case) -> tuple[Engine, int]:
     chips = max(HOST, tensor)
     topology = topologies.get_topology_desc(f"{case.chip}:{HOST_TOPOLOGY[case.chip][chips]}", platform="tpu")
     mesh = jax.sharding.Mesh(np.array(topology.devices).reshape(-1, tensor), ("replica", "tensor"))
-    settings = EngineSettings(
-        slots=config.rollout.slots * chips // case.chips,
-        max_prompt=config.data.max_prompt_tokens,
-        max_new=config.rollout.max_new_tokens,
-        chunk=config.rollout.chunk,
-        prefill_tokens=config.rollout.prefill_tokens,
-        stop_ids=(151643, 151645),
-        pad_id=151643,
-        dtype=config.rollout.dtype,
-        weights=config.rollout.weights,
-        cache_dtype=config.rollout.cache_dtype,
+    settings = engine_settings(
+        replace(config, {"rollout.slots": config.rollout.slots * chips // case.chips}), stop_ids=(151643, 151645), pad_id=151643
     )
     held = memory_table(config, model)
     return Engine(model, settings, mesh), held["parameters"] + held["optimiser"] + held["reference"]

@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 
+from jaxgrpo.config import Config, replace
 from jaxgrpo.model.parameters import count_parameters
 from jaxgrpo.model.source import resolve_model
-from jaxgrpo.train.accounting import FlopCounter, peak_flops
+from jaxgrpo.train.accounting import FlopCounter, peak_flops, update_bytes
 
 # hidden, layers, heads, kv heads, ffn, vocabulary, tied; totals as the published safetensors hold them.
 PUBLISHED = {
@@ -68,6 +69,31 @@ def test_generation_counts_every_prompt_once_and_every_response_token_but_the_la
 def test_generating_one_response_costs_a_forward_pass_over_all_but_its_last_token_with_logits_where_they_are_used():
     flops = FlopCounter.of(architecture("0.5b"))
     assert flops.generate([100], [[41]]) == flops.forward([140]) - 99 * 2 * 151_936 * 896
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_an_update_counts_shared_prompts_once_no_last_token_and_outputs_where_they_are_used(shared):
+    flops = FlopCounter(per_token=1000.0, per_pair=1.0, per_output=10.0)
+    prompts, responses = [3, 5], [[1, 4], [2, 3]]
+    states = outputs = pairs = 0
+    for prompt, group in zip(prompts, responses, strict=True):
+        copies = 1 if shared else len(group)
+        states += copies * prompt
+        pairs += copies * sum(range(1, prompt + 1))
+        for response in group:
+            states += response - 1
+            outputs += response
+            pairs += sum(prompt + i for i in range(1, response))
+    assert flops.packed(prompts, responses, shared) == 990 * states + 10 * outputs + pairs
+    assert flops.packed(prompts, responses, shared, output=False) == 990 * states + pairs
+    assert flops.full_attention().packed(prompts, responses, shared) == 990 * states + 10 * outputs + 2 * pairs
+
+
+def test_bytes_of_an_update_are_those_of_state_gradients_and_weights():
+    config = replace(Config(), {"train.dtype": "bfloat16", "train.remat": "layer"})
+    assert update_bytes(config, 10, 3) == 10 * (2 * 4 + 4 * 4 + 2 * 4 + 3 * (3 * 2 + 3 * 4))
+    lean = replace(config, {"optim.moments_dtype": "bfloat16", "train.remat": "none"})
+    assert update_bytes(lean, 10, 3) == 10 * (2 * 4 + 4 * 2 + 2 * 4 + 3 * (2 * 2 + 3 * 4))
 
 
 def test_counts_of_a_whole_step_stay_exact_beyond_32_bits():

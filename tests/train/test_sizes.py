@@ -43,8 +43,8 @@ def qwen(size):
 def test_sizes_of_a_small_run_on_eight_cpu_devices():
     config = resolve_sizes(tiny(), TINY, 8, None)
     assert (config.mesh.data, config.mesh.fsdp, config.mesh.tensor) == (1, 8, 1)
-    assert config.train.row_tokens == 16
-    assert config.train.micro_rows == 16, "16 sequences of a minibatch, two on each device"
+    assert config.train.row_tokens == 32, "16 sequences of a minibatch, two on each device"
+    assert config.train.logit_chunk == 256
     assert config.rollout.slots == 32, "all sequences of a step: they are few"
     assert config.rollout.tensor == 1
     assert config.rollout.chunk == 4
@@ -62,7 +62,7 @@ def test_sizes_of_the_paper_recipe_on_eight_accelerators():
     assert config.rollout.slots == 1024, "a quarter of 4,096 sequences"
     crowded = resolve_sizes(Config(), qwen("0.5b"), 8, 10 * GIB)
     assert crowded.rollout.slots == 8 * int(0.8 * (10 * GIB - held - 2 * total) // per_slot) < 1024, "what the memory holds"
-    assert config.train.micro_rows == 8, "a row of 6,144 tokens on each device"
+    assert (config.train.row_tokens, config.train.logit_chunk) == (8192, 1024)
     assert config.rollout.chunk == 32
     assert config.rollout.prefill_tokens == 8192
 
@@ -82,7 +82,7 @@ def test_a_model_that_leaves_no_room_for_a_cache_is_refused_with_the_remedy():
 
 
 def test_sizes_that_are_set_are_kept_and_resolving_twice_changes_nothing():
-    wanted = {"train.micro_rows": 8, "rollout.slots": 24, "rollout.chunk": 3, "rollout.prefill_tokens": 12}
+    wanted = {"train.logit_chunk": 8, "rollout.slots": 24, "rollout.chunk": 3, "rollout.prefill_tokens": 12}
     wanted |= {"train.row_tokens": 32, "rollout.cache_gib": 0.5, "rollout.tensor": 2, "reward.workers": 3}
     config = resolve_sizes(tiny(*(f"{key}={value}" for key, value in wanted.items())), TINY, 8, None)
     assert config == replace(config, wanted)
@@ -99,7 +99,6 @@ def test_sizes_that_are_set_are_kept_and_resolving_twice_changes_nothing():
         (["rollout.slots=12"], "rollout.slots=12 does not divide over 8 rollout replicas"),
         (["rollout.slots=32", f"rollout.cache_gib={2.5 * TINY_SLOT / GIB!r}"], "at most rollout.slots=16 fit"),
         ([f"rollout.cache_gib={0.9 * TINY_SLOT / GIB!r}"], "the KV cache of one sequence of 16 tokens takes"),
-        (["train.micro_rows=12"], "train.micro_rows=12 does not divide over the 8 devices of data x fsdp"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused_with_their_values(overrides, message):
@@ -136,6 +135,7 @@ def test_the_memory_table_of_a_sharded_14b_is_the_arithmetic_of_its_shapes():
         "optimiser": 8 * trained,
         "gradients": 4 * trained,
         "reference": 2 * trained,
+        "host memory": 0,
         "rollout weights": 2 * sampled,
         "KV cache": 64 // 16 * (2 * layers * (kv // 4) * head * 6144 * 2),
     }
@@ -155,9 +155,21 @@ def test_the_memory_table_replicates_the_kv_heads_that_do_not_divide():
         "optimiser": 0,
         "gradients": 4 * trained,
         "reference": 0,
+        "host memory": 0,
         "rollout weights": 2 * sampled,
         "KV cache": 8 * (2 * layers * kv * head * 6144 * 2),
     }
+
+
+def test_the_memory_table_moves_what_is_offloaded_to_the_host():
+    whole = memory_table(resolve_sizes(tiny(), TINY, 8, None), TINY)
+    kinds = ("parameters", "gradients", "rollout weights", "KV cache")
+    for offload, moved in (("moments", ["optimiser"]), ("all", ["optimiser", "reference"])):
+        table = memory_table(resolve_sizes(tiny(f"train.offload={offload}"), TINY, 8, None), TINY)
+        assert table["host memory"] == sum(whole[kind] for kind in moved) > 0
+        assert all(table[kind] == 0 for kind in moved) and all(table[kind] == whole[kind] for kind in kinds)
+    half = memory_table(resolve_sizes(tiny("optim.moments_dtype=bfloat16"), TINY, 8, None), TINY)
+    assert half["optimiser"] == whole["optimiser"] // 2
 
 
 INT8 = ["rollout.weights=int8", "rollout.cache_dtype=int8"]
@@ -208,8 +220,8 @@ def test_a_resumed_run_takes_the_sizes_that_were_written_down():
         ([], [], 4),
         ([], ["mesh.data=2"], 8),
         (["mesh.data=2", "mesh.tensor=2"], [], 8),
-        (["mesh.tensor=8", "train.micro_rows=1"], [], 8),
-        (["mesh.tensor=8", "train.micro_rows=1"], ["mesh.fsdp=8"], 8),
+        (["mesh.tensor=8"], [], 8),
+        (["mesh.tensor=8"], ["mesh.fsdp=8"], 8),
         (["mesh.fsdp=8"], ["mesh.fsdp=2", "mesh.tensor=4"], 8),
     ],
 )
@@ -217,4 +229,4 @@ def test_a_run_may_be_resumed_on_another_mesh(before, after, devices):
     stored = resolve_sizes(tiny(*before), TINY, 8, None)
     config = resolve_sizes(adopt(tiny(*after), stored, devices), TINY, devices, None)
     assert config.mesh.data * config.mesh.fsdp * config.mesh.tensor == devices
-    assert config.train.row_tokens == stored.train.row_tokens
+    assert config.train.row_tokens == 16 * -(-16 // (config.mesh.data * config.mesh.fsdp))

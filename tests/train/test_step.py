@@ -10,6 +10,7 @@ import optax
 import pytest
 from tiny_step import (
     ALGO,
+    LONGEST_RESPONSE,
     MODEL,
     TEMPERATURE,
     TRAIN,
@@ -24,12 +25,14 @@ from tiny_step import (
 )
 
 from jaxgrpo.config import OptimConfig
-from jaxgrpo.train.rows import Rows
-from jaxgrpo.train.state import init_state, make_optimizer
-from jaxgrpo.train.step import make_score, make_update
+from jaxgrpo.train.optimizer import make_optimizer
+from jaxgrpo.train.rows import Rows, Sequence
+from jaxgrpo.train.state import init_state
+from jaxgrpo.train.step import ON_POLICY, make_score, make_update
 
-# (devices, rows of a micro-batch): the 12 sequences fill 7 rows, so that every size but 12 makes several micro-batches.
-LAYOUTS = [(1, 1), (1, 2), (1, 5), (1, 12), (8, 4), (8, 12)]
+# (devices, tokens of a row, whether groups share a prompt there): from one micro-batch for all to one for nearly each sequence.
+LAYOUTS = [(1, 256, True), (1, 40, True), (1, 21, False), (1, 256, False), (8, 24, True), (8, 64, False)]
+ONE, FOUR = LAYOUTS[0], LAYOUTS[4]
 SGD = OptimConfig(optimizer="sgd", lr=1e-2)
 ADAMW = OptimConfig(lr=1e-3, weight_decay=0.1)
 UNCLIPPED = 1e9
@@ -59,12 +62,13 @@ def plain_gradient(algo=ALGO):
     return float(value), jax.device_get(gradient)
 
 
-def inputs(devices, micro_rows):
+def inputs(layout):
     """(rows, old, reference, used) on the mesh."""
     _, sequences, old, reference = batch()
+    devices, *how = layout
     mesh = mesh_of(devices)
-    rows, used = packed(sequences, micro_rows, mesh, old)
-    return rows, rows.behaviour_logp, packed(sequences, micro_rows, mesh, reference)[0].behaviour_logp, used
+    rows, used = packed(sequences, *how, mesh, old)
+    return rows, rows.behaviour_logp, packed(sequences, *how, mesh, reference)[0].behaviour_logp, used
 
 
 def optimizer_of(optim):
@@ -73,7 +77,7 @@ def optimizer_of(optim):
 
 
 @cache
-def update_program(devices, micro_rows, optim=SGD, clip_norm=UNCLIPPED, algo=ALGO, train=TRAIN):
+def update_program(devices, optim=SGD, clip_norm=UNCLIPPED, algo=ALGO, train=TRAIN):
     return make_update(MODEL, train, algo, TEMPERATURE, clip_norm, optimizer_of(optim), mesh_of(devices))
 
 
@@ -87,10 +91,10 @@ def recorded_gradient(state):
 
 
 @cache
-def updated(devices, micro_rows, clip_norm=UNCLIPPED, algo=ALGO, train=TRAIN):
+def updated(layout, clip_norm=UNCLIPPED, algo=ALGO, train=TRAIN):
     """(parameters after one SGD update, gradient that the optimiser was given, metrics)."""
-    update = update_program(devices, micro_rows, SGD, clip_norm, algo, train)
-    state, metrics = update(fresh_state(devices), *inputs(devices, micro_rows))
+    update = update_program(layout[0], SGD, clip_norm, algo, train)
+    state, metrics = update(fresh_state(layout[0]), *inputs(layout))
     return jax.device_get((state.params, recorded_gradient(state), metrics))
 
 
@@ -107,25 +111,30 @@ def assert_gradients_equal(got, expected, tolerance=1e-5):
 
 
 def test_the_batch_exercises_clipping_dual_clipping_and_the_divergence():
-    _, _, metrics = updated(1, 12)
+    _, _, metrics = updated(ONE)
     assert 0.1 < metrics["clip_fraction"] < 0.9
     assert metrics["dual_clip_fraction"] > 0
     assert metrics["kl"] > 0.01
     assert norm(plain_gradient()[1]) > 0.1
 
 
-@pytest.mark.parametrize("devices, micro_rows", LAYOUTS)
-def test_gradients_equal_those_of_a_plain_loss_over_unpacked_sequences(devices, micro_rows):
-    _, gradient, metrics = updated(devices, micro_rows)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradients_equal_those_of_a_plain_loss_over_unpacked_sequences(layout):
+    _, gradient, metrics = updated(layout)
     value, expected = plain_gradient()
     np.testing.assert_allclose(metrics["policy_loss"] + ALGO.kl_coef * metrics["kl"], value, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(metrics["grad_norm"], norm(expected), rtol=1e-5)
     assert_gradients_equal(gradient, expected)
 
 
-@pytest.mark.parametrize("devices, micro_rows", LAYOUTS[1:])
-def test_parameter_changes_of_sgd_are_the_same_in_every_layout(devices, micro_rows):
-    before, (one, _, _), (other, _, _) = batch()[0], updated(*LAYOUTS[0]), updated(devices, micro_rows)
+def test_the_layouts_make_from_one_to_many_micro_batches():
+    assert [int(inputs(layout)[3]) for layout in LAYOUTS[:4]] == [1, 3, 9, 1]
+    assert int(inputs(FOUR)[3]) == 2
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[1:])
+def test_parameter_changes_of_sgd_are_the_same_in_every_layout(layout):
+    before, (one, _, _), (other, _, _) = batch()[0], updated(ONE), updated(layout)
     for name in before:
         change, other_change = one[name] - before[name], other[name] - before[name]
         wanted = -SGD.lr * plain_gradient()[1][name]
@@ -136,22 +145,23 @@ def test_parameter_changes_of_sgd_are_the_same_in_every_layout(devices, micro_ro
 
 def test_gradients_of_the_mean_over_sequences_equal_those_of_the_plain_loss():
     algo = dataclasses.replace(ALGO, aggregation="seq-mean-token-mean")
-    _, gradient, metrics = updated(8, 4, UNCLIPPED, algo)
+    _, gradient, metrics = updated(FOUR, UNCLIPPED, algo)
     value, expected = plain_gradient(algo)
     np.testing.assert_allclose(metrics["policy_loss"] + algo.kl_coef * metrics["kl"], value, rtol=1e-5, atol=1e-5)
     assert_gradients_equal(gradient, expected)
     assert norm({name: gradient[name] - plain_gradient()[1][name] for name in gradient}) > 0.01 * norm(gradient)
 
 
-def test_neither_rematerialisation_nor_unrolling_nor_chunks_change_the_gradient():
-    train = dataclasses.replace(TRAIN, remat=False, unroll=2, logit_chunk=1024)
-    _, gradient, _ = updated(1, 12, train=train)
+@pytest.mark.parametrize("remat, unroll, chunk", [("none", 2, 1024), ("matmuls", 1, 7)])
+def test_neither_rematerialisation_nor_unrolling_nor_chunks_change_the_gradient(remat, unroll, chunk):
+    train = dataclasses.replace(TRAIN, remat=remat, unroll=unroll, logit_chunk=chunk)
+    _, gradient, _ = updated(ONE, train=train)
     assert_gradients_equal(gradient, plain_gradient()[1])
 
 
 def test_clipping_scales_the_gradient_to_exactly_the_given_global_norm():
-    _, whole, _ = updated(1, 12)
-    _, clipped, metrics = updated(1, 12, 0.125)
+    _, whole, _ = updated(ONE)
+    _, clipped, metrics = updated(ONE, 0.125)
     np.testing.assert_allclose(metrics["grad_norm"], norm(whole), rtol=1e-5, err_msg="logged before clipping")
     np.testing.assert_allclose(norm(clipped), 0.125, rtol=1e-6)
     for name in whole:
@@ -161,7 +171,7 @@ def test_clipping_scales_the_gradient_to_exactly_the_given_global_norm():
 def test_a_gradient_within_the_norm_is_not_touched():
     _, expected = plain_gradient()
     assert norm(expected) < UNCLIPPED
-    np.testing.assert_allclose(norm(updated(1, 12)[1]), norm(expected), rtol=1e-5)
+    np.testing.assert_allclose(norm(updated(ONE)[1]), norm(expected), rtol=1e-5)
 
 
 def test_metrics_are_token_means_of_the_plain_quantities():
@@ -180,13 +190,13 @@ def test_metrics_are_token_means_of_the_plain_quantities():
         "tokens": len(logp),
         "entropy_sum": entropy.sum(),
     }
-    for layout in ((1, 2), (8, 4)):
+    for layout in (LAYOUTS[1], FOUR):
         for name, value in expected.items():
-            np.testing.assert_allclose(updated(*layout)[2][name], value, rtol=1e-4, err_msg=f"{name} {layout}")
+            np.testing.assert_allclose(updated(layout)[2][name], value, rtol=1e-4, err_msg=f"{name} {layout}")
 
 
-@pytest.mark.parametrize("devices, micro_rows", [(1, 2), (8, 4)])
-def test_truncated_importance_sampling_weighs_every_token_of_packed_rows(devices, micro_rows):
+@pytest.mark.parametrize("layout", [LAYOUTS[1], FOUR])
+def test_truncated_importance_sampling_weighs_every_token_of_packed_rows(layout):
     """A weight on the clipped term is a weight on the advantage: it is positive, so that no branch changes."""
     params, sequences, old, reference = batch()
     behaviour = [logp for logp, _ in plain_logprobs(nearby(params, 3), sequences)]
@@ -196,9 +206,10 @@ def test_truncated_importance_sampling_weighs_every_token_of_packed_rows(devices
     ]
     value, expected = plain_loss_and_gradient(params, weighed, old, reference)
     assert abs(value - plain_gradient()[0]) > 1e-3
-    rows, old_logp, ref_logp, used = inputs(devices, micro_rows)
-    rows = packed(sequences, micro_rows, mesh_of(devices), behaviour)[0]
-    update = update_program(devices, micro_rows, algo=dataclasses.replace(ALGO, tis_cap=1.2))
+    devices, *how = layout
+    _, old_logp, ref_logp, used = inputs(layout)
+    rows = packed(sequences, *how, mesh_of(devices), behaviour)[0]
+    update = update_program(devices, algo=dataclasses.replace(ALGO, tis_cap=1.2))
     state, metrics = update(fresh_state(devices), rows, old_logp, ref_logp, used)
     np.testing.assert_allclose(metrics["policy_loss"] + ALGO.kl_coef * metrics["kl"], value, rtol=1e-5, atol=1e-5)
     assert_gradients_equal(jax.device_get(recorded_gradient(state)), jax.device_get(expected))
@@ -213,11 +224,12 @@ def score_program(devices):
     return make_score(MODEL, TRAIN, TEMPERATURE, mesh_of(devices))
 
 
-@pytest.mark.parametrize("devices, micro_rows", [(1, 3), (8, 4)])
-def test_scores_equal_plain_log_probabilities(devices, micro_rows):
+@pytest.mark.parametrize("layout", [LAYOUTS[2], FOUR])
+def test_scores_equal_plain_log_probabilities(layout):
     params, sequences, _, _ = batch()
+    devices, *how = layout
     mesh = mesh_of(devices)
-    rows, used = packed(sequences, micro_rows, mesh, [np.arange(len(s.response)) + 100 * i for i, s in enumerate(sequences)])
+    rows, used = packed(sequences, *how, mesh, [np.arange(len(s.response)) + 100 * i for i, s in enumerate(sequences)])
     logp = np.asarray(score_program(devices)(placed(params, mesh), rows, used))
     inside = np.asarray(rows.mask) > 0
     tags = np.asarray(rows.behaviour_logp)[inside].astype(int)
@@ -226,28 +238,53 @@ def test_scores_equal_plain_log_probabilities(devices, micro_rows):
     np.testing.assert_allclose(logp[inside], expected, atol=1e-5)
 
 
-def test_sequences_in_one_row_do_not_see_each_other():
+@pytest.mark.parametrize("layout", [ONE, LAYOUTS[3]])
+def test_sequences_in_one_row_do_not_see_each_other(layout):
+    """With all responses but the first changed, its log-probabilities are the same to the last bit."""
     params, sequences, _, _ = batch()
     mesh = mesh_of(1)
-    score = score_program(1)
-    rows, used = packed(sequences, 3, mesh)
-    assert np.asarray(rows.segment_ids).max() >= 2, "some row holds two sequences"
-    others = np.asarray(rows.segment_ids) != 1
-    changed = with_field(rows, "tokens", np.where(others, (np.asarray(rows.tokens) + 7) % MODEL.vocab, rows.tokens))
-    first = ~others & (np.asarray(rows.mask) > 0)
-    logp, logp_changed = (np.asarray(score(placed(params, mesh), r, used)) for r in (rows, changed))
-    assert np.array_equal(logp[first], logp_changed[first])
+    changed = [
+        s if i == 0 else dataclasses.replace(s, response=(s.response + 7) % MODEL.vocab) for i, s in enumerate(sequences)
+    ]
+    marks = [np.full(len(s.response), float(i == 0)) for i, s in enumerate(sequences)]
+    scores = []
+    for some in (sequences, changed):
+        rows, used = packed(some, *layout[1:], mesh, marks)
+        assert used == 1, "all in one row"
+        scores.append(np.asarray(score_program(1)(placed(params, mesh), rows, used)))
+    first = np.asarray(rows.behaviour_logp) > 0
+    assert first.sum() == len(sequences[0].response)
+    assert np.array_equal(scores[0][first], scores[1][first])
+    assert not np.array_equal(scores[0], scores[1])
 
 
-CASES = {"sgd": (1, 5, SGD), "adamw": (8, 4, ADAMW)}
+def test_a_minibatch_of_the_policy_that_learns_needs_no_old_log_probabilities():
+    """ON_POLICY stands for the state's own: the same gradient, no clipping, and a ratio of one."""
+    params, sequences, _, reference = batch()
+    rows, _, ref_logp, used = inputs(FOUR)
+    mesh = mesh_of(8)
+    own = score_program(8)(placed(params, mesh), rows, used)
+    update, results = update_program(8), []
+    for old in (own, jnp.full_like(own, ON_POLICY)):
+        state, metrics = update(fresh_state(8), rows, old, ref_logp, used)
+        results.append(jax.device_get((recorded_gradient(state), metrics)))
+    assert_gradients_equal(results[1][0], results[0][0])
+    assert results[1][1]["clip_fraction"] == 0 and results[1][1]["ratio"] == pytest.approx(1, abs=1e-6)
+    plain = np.concatenate([logp for logp, _ in plain_logprobs(params, sequences)])
+    behaviour = np.concatenate(batch()[2])
+    assert results[1][1]["logprob_diff_sum"] == pytest.approx(np.abs(plain - behaviour).sum(), rel=1e-4)
+    assert results[1][1]["logprob_diff_max"] == pytest.approx(np.abs(plain - behaviour).max(), rel=1e-4)
+
+
+CASES = {"sgd": (LAYOUTS[1], SGD), "adamw": (FOUR, ADAMW)}
 
 
 def second_update(case, change=lambda rows: rows, used=None):
     """(state before, state after, metrics) of a second update, with moments that are no longer zero, on changed rows."""
-    devices, micro_rows, optim = CASES[case]
-    update = update_program(devices, micro_rows, optim)
-    rows, old, reference, all_used = inputs(devices, micro_rows)
-    state, _ = update(fresh_state(devices, optim), rows, old, reference, all_used)
+    layout, optim = CASES[case]
+    update = update_program(layout[0], optim)
+    rows, old, reference, all_used = inputs(layout)
+    state, _ = update(fresh_state(layout[0], optim), rows, old, reference, all_used)
     before = jax.device_get(state)
     after, metrics = update(state, change(rows), old, reference, all_used if used is None else np.int32(used))
     return before, jax.device_get(after), jax.device_get(metrics)
@@ -291,8 +328,8 @@ def test_a_minibatch_without_response_tokens_gives_no_nan(case, used):
 
 def test_without_reference_there_is_no_divergence_and_zero_advantages_change_nothing():
     algo = dataclasses.replace(ALGO, kl_coef=0.0)
-    update = update_program(1, 12, SGD, UNCLIPPED, algo)
-    rows, old, _, used = inputs(1, 12)
+    update = update_program(1, SGD, UNCLIPPED, algo)
+    rows, old, _, used = inputs(ONE)
     state, metrics = update(fresh_state(1), rows, old, None, used)
     assert metrics["kl"] == 0
     assert_gradients_equal(jax.device_get(recorded_gradient(state)), plain_gradient(algo)[1])
@@ -303,14 +340,46 @@ def test_without_reference_there_is_no_divergence_and_zero_advantages_change_not
 
 
 def test_the_state_is_donated_and_a_second_update_runs_the_same_program():
-    update, state = update_program(8, 4, ADAMW), fresh_state(8, ADAMW)
+    update, state = update_program(8, ADAMW), fresh_state(8, ADAMW)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    after, _ = update(state, *inputs(8, 4))
+    programs = update._cache_size()
+    after, _ = update(state, *inputs(FOUR))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
     assert jax.tree.map(lambda leaf: leaf.sharding, after) == shardings
     fewer = np.int32(1)
-    update(after, *inputs(8, 4)[:3], fewer)
-    assert update._cache_size() == 1
+    update(after, *inputs(FOUR)[:3], fewer)
+    assert update._cache_size() == max(programs, 1)
+
+
+def minibatch(lengths, advantage):
+    """12 sequences with responses of these lengths, packed for 8 devices."""
+    prompts = [np.full(1 + i // 3, 5, np.int32) for i in range(12)]
+    sequences = [
+        Sequence(p, np.arange(n, dtype=np.int32), np.full(n, -3.0, np.float32), advantage(i))
+        for i, (p, n) in enumerate(zip(prompts, lengths, strict=True))
+    ]
+    return packed(sequences, *FOUR[1:], mesh_of(8))
+
+
+@pytest.mark.parametrize(
+    "lengths, advantage",
+    [
+        ([LONGEST_RESPONSE] * 12, lambda i: 1.0 - 2.0 * (i % 2)),  # all truncated
+        ([3, 9, 14, 1] * 3, lambda i: 0.0),
+        ([LONGEST_RESPONSE] + [1] * 11, lambda i: 1.0 - 2.0 * (i % 2)),  # one of the longest among the shortest
+        ([1] * 12, lambda i: -1.0),
+    ],
+)
+def test_extreme_minibatches_run_the_same_program_and_stay_finite(lengths, advantage):
+    update, state = update_program(8, ADAMW), fresh_state(8, ADAMW)
+    state, _ = update(state, *inputs(FOUR))
+    programs = update._cache_size()
+    rows, used = minibatch(lengths, advantage)
+    old = jax.device_put(np.full(rows.mask.shape, ON_POLICY, np.float32), rows.mask.sharding)
+    state, metrics = update(state, rows, old, rows.behaviour_logp, used)
+    assert update._cache_size() == programs == 1
+    assert metrics["tokens"] == sum(lengths) and metrics["skipped_updates"] == 0
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get((state, metrics))))
 
 
 def adamw_in_numpy(params, gradients, optim):

@@ -9,7 +9,7 @@ from jaxgrpo.model.config import ModelConfig
 from jaxgrpo.model.parameters import parameter_table
 from jaxgrpo.model.qwen2 import Qwen2
 from jaxgrpo.parallel.mesh import trainer_mesh
-from jaxgrpo.train.rows import Rows, Sequence, pack
+from jaxgrpo.train.rows import Rows, RowShape, Sequence, pack
 from jaxgrpo.train.state import parameter_shardings
 from jaxgrpo.train.step import rows_sharding
 
@@ -29,7 +29,7 @@ MODEL = ModelConfig(
 TRAIN = TrainConfig(dtype="float32", logit_chunk=16, remat="layer")
 ALGO = AlgoConfig(kl_coef=0.05)
 TEMPERATURE = 0.9
-ROW_TOKENS = 24
+LONGEST_PROMPT, LONGEST_RESPONSE = 8, 14
 MESHES = {1: (1, 1, 1), 8: (2, 2, 2)}
 
 
@@ -59,15 +59,16 @@ def placed(params, mesh):
     return {name: jax.device_put(np.array(value), shardings[name]) for name, value in params.items()}
 
 
-def random_sequences(count=12, seed=0) -> list[Sequence]:
-    """Prompts and responses of many lengths; a quarter of the advantages is zero."""
+def random_sequences(groups=4, samples=3, seed=0) -> list[Sequence]:
+    """Groups of responses of many lengths to one prompt; a quarter of the advantages is zero."""
     rng = np.random.default_rng(seed)
     out = []
-    for index in range(count):
-        prompt, response = rng.integers(1, 9), rng.integers(1, 15)
-        tokens = rng.integers(0, MODEL.vocab, prompt + response).astype(np.int32)
-        advantage = 0.0 if index % 4 == 3 else float(rng.normal(0, 1.5))
-        out.append(Sequence(tokens[:prompt], tokens[prompt:], np.zeros(response, np.float32), advantage))
+    for _ in range(groups):
+        prompt = rng.integers(0, MODEL.vocab, rng.integers(1, LONGEST_PROMPT + 1)).astype(np.int32)
+        for _ in range(samples):
+            response = rng.integers(0, MODEL.vocab, rng.integers(1, LONGEST_RESPONSE + 1)).astype(np.int32)
+            advantage = 0.0 if len(out) % 4 == 3 else float(rng.normal(0, 1.5))
+            out.append(Sequence(prompt, response, np.zeros(len(response), np.float32), advantage))
     return out
 
 
@@ -119,12 +120,13 @@ def plain_loss_and_gradient(params, sequences, old, reference, algo=ALGO):
     return _plain_loss(params, *places, algo.kl_coef)
 
 
-def packed(sequences, micro_rows, mesh, values=None, row_tokens=ROW_TOKENS) -> tuple[Rows, np.int32]:
+def packed(sequences, row_tokens, share, mesh, values=None) -> tuple[Rows, np.int32]:
     """Rows on the mesh; `values`, one array per sequence, take the place of the behaviour log-probabilities."""
     if values is not None:
         sequences = [
             Sequence(s.prompt, s.response, np.asarray(v, np.float32), s.advantage)
             for s, v in zip(sequences, values, strict=True)
         ]
-    rows, used = pack(sequences, row_tokens=row_tokens, micro_rows=micro_rows, pad_id=0, capacity=len(sequences))
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows, used = pack(sequences, RowShape(row_tokens, devices, 12, LONGEST_PROMPT, LONGEST_RESPONSE, share), pad_id=0)
     return jax.device_put(rows, rows_sharding(mesh)), np.int32(used)

@@ -1,11 +1,13 @@
-"""A peer's own sampler, kept warm: one rollout for every line on standard input, its wall and processor seconds on standard
-output.
+"""A peer, kept warm: one rollout or one whole GRPO step for every line on standard input. The answer on standard output is a
+line of seconds: wall and processor, for a step then those of its rollout, and the process's peak memory in 10^6 bytes.
 
-Runs in the peer's environment, not in ours. Usage: peer_sampler.py tunix|transformers FOLDER [options of FOLDER's program],
-where FOLDER holds bench_tunix.py and bench_trl.py; the model, the prompts and the sampler's settings are those programs' own.
+Runs in the peer's environment, not in ours. Usage: peer_process.py rollout|step tunix|trl FOLDER [options of FOLDER's program],
+where FOLDER holds bench_tunix.py and bench_trl.py; the model, the prompts and all settings are those programs' own. A step is
+their own main program, held at the start of every step until the next line comes.
 """
 
 import os
+import resource
 import sys
 import time
 from collections.abc import Callable
@@ -60,7 +62,7 @@ def tunix_sampler() -> Callable[[], None]:
     return sample
 
 
-def transformers_sampler() -> Callable[[], None]:
+def trl_sampler() -> Callable[[], None]:
     """transformers: model.generate with its KV cache, prompts x samples rows at once."""
     import bench_trl as peer
 
@@ -94,19 +96,85 @@ def transformers_sampler() -> Callable[[], None]:
     return sample
 
 
-def main() -> None:
-    which, folder = sys.argv[1:3]
-    sys.argv = [sys.argv[0], *sys.argv[3:]]
-    sys.path.insert(0, folder)
-    answers = os.fdopen(os.dup(1), "w")  # what the libraries print goes to standard error
-    os.dup2(2, 1)
-    sample = {"tunix": tunix_sampler, "transformers": transformers_sampler}[which]()
-    sample()
-    print("ready", file=answers, flush=True)
-    for _ in sys.stdin:
-        wall, cpu = time.perf_counter(), time.process_time()
+class Gate:
+    """Where a step waits for a line and its time is taken."""
+
+    def __init__(self, answers):
+        self.answers, self.rollouts, self.start = answers, [], None
+
+    def begin(self) -> None:
+        if not sys.stdin.readline():
+            os._exit(0)
+        self.start = time.perf_counter(), time.process_time()
+
+    def end(self) -> None:
+        wall, cpu = time.perf_counter() - self.start[0], time.process_time() - self.start[1]
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+        print(wall, cpu, *self.rollouts.pop(), peak, file=self.answers, flush=True)
+
+    def timed(self, base: type) -> type:
+        """The peer's own stopwatch around its generate call, whose times are passed on."""
+        gate = self
+
+        class Timed(base):
+            def __call__(self, *args, **kwargs):
+                out = super().__call__(*args, **kwargs)
+                gate.rollouts = [self.times[-1]]
+                return out
+
+        return Timed
+
+
+def tunix_steps(gate: Gate) -> None:
+    """google-tunix: GRPOLearner; a step ends when the learner asks for the next batch of prompts."""
+    import bench_tunix as peer
+
+    class Feed(peer.Feed):
+        def mark(self):
+            if gate.start is not None:
+                gate.end()
+            super().mark()
+            gate.begin()
+
+    peer.Feed, peer.Timed = Feed, gate.timed(peer.Timed)
+    peer.main(peer.args)
+
+
+def trl_steps(gate: Gate) -> None:
+    """TRL: GRPOTrainer with transformers generation; its own callbacks mark the beginning and the end of a step."""
+    import bench_trl as peer
+
+    class Clock(peer.Clock):
+        def on_step_begin(self, *args, **kwargs):
+            gate.begin()
+            super().on_step_begin(*args, **kwargs)
+
+        def on_step_end(self, *args, **kwargs):
+            super().on_step_end(*args, **kwargs)
+            gate.end()
+
+    peer.Clock, peer.Timed = Clock, gate.timed(peer.Timed)
+    peer.main(peer.args)
+
+
+def sample_at_each_line(sample: Callable[[], None], gate: Gate) -> None:
+    while True:
+        gate.begin()
         sample()
-        print(time.perf_counter() - wall, time.process_time() - cpu, file=answers, flush=True)
+        gate.rollouts = [()]
+        gate.end()
+
+
+def main() -> None:
+    part, which, folder = sys.argv[1:4]
+    sys.argv = [sys.argv[0], *sys.argv[4:]]
+    sys.path.insert(0, folder)
+    gate = Gate(os.fdopen(os.dup(1), "w"))
+    os.dup2(2, 1)  # what the libraries print goes to standard error
+    if part == "step":
+        {"tunix": tunix_steps, "trl": trl_steps}[which](gate)
+    else:
+        sample_at_each_line({"tunix": tunix_sampler, "trl": trl_sampler}[which](), gate)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,224 @@
+"""Compiles the training step of real models for whole slices of real TPUs, without one: needs the `tpu` extra.
+
+    python tests/train/tpu_training.py measure CASE ... > lines.jsonl     one JSON line a case
+    python tests/train/tpu_training.py table lines.jsonl ...              the lines as a Markdown document
+
+A case is a model, a slice and a mesh. Compiled are the update (AdamW, bfloat16 compute, layers rematerialised) and the
+reference's scoring pass of the paper's minibatches: 128 prompts x 8 samples of up to 2048 + 4096 tokens.
+"""
+
+import json
+import math
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+from jax.experimental import topologies  # noqa: E402
+
+import jaxgrpo  # noqa: E402
+from jaxgrpo.config import Config, replace  # noqa: E402
+from jaxgrpo.model.config import ModelConfig, model_config, read_json  # noqa: E402
+from jaxgrpo.model.parameters import count_parameters  # noqa: E402
+from jaxgrpo.parallel.mesh import trainer_mesh  # noqa: E402
+from jaxgrpo.train.accounting import PEAK_BF16_FLOPS, FlopCounter, update_bytes  # noqa: E402
+from jaxgrpo.train.optimizer import make_optimizer  # noqa: E402
+from jaxgrpo.train.rows import pack  # noqa: E402
+from jaxgrpo.train.sizes import GIB, memory_table, resolve_sizes, row_shapes  # noqa: E402
+from jaxgrpo.train.state import abstract_state  # noqa: E402
+from jaxgrpo.train.step import make_score, make_update, rows_sharding  # noqa: E402
+
+MEMORY_GIB = {"v5e": 15.75, "v5p": 95.0, "v6e": 31.25}  # what a program can have; v5e and v6e keep some of their 16 and 32 back
+HBM_BYTES_PER_S = {"v5e": 819e9, "v5p": 2765e9, "v6e": 1640e9}  # the maker's data sheets, as the next line
+ICI_BYTES_PER_S = {"v5e": 200e9, "v5p": 600e9, "v6e": 400e9}  # of one chip over all its links
+EFFORT = {"exec_time_optimization_effort": -1.0}  # less search for fast instructions: several times quicker to compile
+SEQUENCES, PROMPT, RESPONSE = 512 * 8, 100, 1000  # of a step, and mean lengths like the paper's
+
+
+@dataclass(frozen=True)
+class Case:
+    size: str  # of Qwen2.5
+    chip: str
+    slice: str
+    tensor: int
+    row_tokens: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.size}-{self.chip}-{self.slice}"
+
+    @property
+    def chips(self) -> int:
+        return math.prod(map(int, self.slice.split("x")))
+
+    def model(self) -> ModelConfig:
+        configurations = Path(jaxgrpo.__file__).parent / "model/configurations"
+        return model_config(read_json(configurations / f"qwen2.5-{self.size}.json"))
+
+    def config(self) -> Config:
+        changes = {"mesh.tensor": self.tensor, "train.row_tokens": self.row_tokens}
+        return resolve_sizes(replace(Config(), changes), self.model(), self.chips, int(MEMORY_GIB[self.chip] * GIB))
+
+
+CASES = [
+    Case(size, chip, slice, int(tensor), int(tokens))
+    for size, chip, slice, tensor, tokens in map(
+        str.split,
+        (
+            "0.5b v5e 2x2 1 8192",
+            "1.5b v5e 2x2 1 6144",
+            "3b v5e 2x4 2 6144",
+            "7b v5e 4x4 4 6144",
+            "7b v6e 2x4 1 8192",
+            "14b v5e 4x8 4 6144",
+            "14b v6e 4x4 1 8192",
+            "32b v5p 4x4x4 1 8192",
+            "72b v5p 4x4x8 1 8192",
+            "72b v6e 8x16 8 8192",
+        ),
+    )
+]
+
+
+def programs(case: Case):
+    """(name, function, abstract arguments) of the update and of the reference's pass."""
+    model, config = case.model(), case.config()
+    topology = topologies.get_topology_desc(f"{case.chip}:{case.slice}", platform="tpu")
+    mesh = trainer_mesh((config.mesh.data, config.mesh.fsdp, config.mesh.tensor), topology.devices)
+    optimizer, temperature = make_optimizer(config.optim), config.rollout.temperature
+    shape = row_shapes(config, config.train.minibatch_prompts * config.rollout.samples, share_prompts=False, choose=True)[0]
+    rows = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=rows_sharding(mesh)), pack([], shape, pad_id=0)[0]
+    )
+    logp = rows.behaviour_logp
+    used = jax.ShapeDtypeStruct((), np.int32)
+    state = abstract_state(model, optimizer, mesh)
+    reference = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, jnp.bfloat16, sharding=a.sharding), state.params)
+    update = make_update(model, config.train, config.algo, temperature, config.optim.clip_norm, optimizer, mesh)
+    yield "update", update, (state, rows, logp, logp, used)
+    yield "score", make_score(model, config.train, temperature, mesh), (reference, rows, used)
+
+
+def measure(case: Case) -> dict:
+    """Bytes a chip and compile seconds (of processor time) of both programs; raises where one does not compile."""
+    measured = {}
+    for name, function, arguments in programs(case):
+        started = time.process_time()
+        m = function.lower(*arguments).compile(EFFORT).memory_analysis()
+        measured[name] = {
+            "arguments": m.argument_size_in_bytes,
+            "temporaries": m.temp_size_in_bytes,
+            "outputs": m.output_size_in_bytes,
+            "aliased": m.alias_size_in_bytes,
+            "seconds": time.process_time() - started,
+        }
+        print(f"{case.name} {name}: {program_bytes(measured[name]) / GIB:.2f} GiB", file=sys.stderr, flush=True)
+    config, model = case.config(), case.model()
+    held = memory_table(config, model)
+    return asdict(case) | {
+        "case": case.name,
+        "mesh": [config.mesh.data, config.mesh.fsdp, config.mesh.tensor],
+        "memory": int(MEMORY_GIB[case.chip] * GIB),
+        "parameters": held["parameters"],
+        "moments": held["optimiser"],
+        "reference": held["reference"],
+        "programs": measured,
+        "estimated_s": estimated_seconds(case),
+        "versions": {name: version(name) for name in ("jax", "libtpu")},
+    }
+
+
+def program_bytes(program: dict) -> int:
+    """What one program needs by itself."""
+    return program["arguments"] + program["temporaries"] + program["outputs"] - program["aliased"]
+
+
+def peak_bytes(line: dict) -> dict[str, int]:
+    """The most that a chip holds in each phase: the update beside the reference, the reference's pass beside the state."""
+    return {
+        "update": program_bytes(line["programs"]["update"]) + line["reference"],
+        "score": program_bytes(line["programs"]["score"]) + line["parameters"] + line["moments"],
+    }
+
+
+def estimated_seconds(case: Case) -> dict[str, float]:
+    """Of the reference's pass and the four updates of one step, each limit by itself and reached in full: operations at the
+    chip's peak, bytes of memory, and of links (weights gathered in every pass over a micro-batch, gradients scattered)."""
+    model, config = case.model(), case.config()
+    counter = FlopCounter.of(model)
+    prompts, responses = np.full(SEQUENCES // 8, PROMPT), np.full((SEQUENCES // 8, 8), RESPONSE)
+    forward = counter.packed(prompts, responses, shared=False)
+    operations = 4 * forward + counter.packed(prompts, responses, shared=False, output=False)
+    devices = config.mesh.data * config.mesh.fsdp
+    micro_batches = math.ceil(SEQUENCES * (PROMPT + RESPONSE) / config.train.row_tokens / devices)
+    part = count_parameters(model)["total"] / config.mesh.tensor  # what one chip multiplies with
+    passes = 2 * 4 * part  # bfloat16 weights: reference, forwards, computed again, backwards
+    state = 4 * update_bytes(config, count_parameters(model)["total"], 0) / case.chips
+    return {
+        "operations": operations / case.chips / PEAK_BF16_FLOPS[f"TPU {case.chip}"],
+        "memory": (state + micro_batches * (passes + 8 * part)) / HBM_BYTES_PER_S[case.chip],
+        "links": micro_batches * (passes + 4 * part) / ICI_BYTES_PER_S[case.chip],
+    }
+
+
+NOTES = """\
+# The training step compiled for TPUs
+
+Compiled ahead of time by libtpu {libtpu} with jax {jax} on a machine without a TPU; nothing ran. Each row is the update (AdamW,
+float32 master weights and moments, bfloat16 compute, layers rematerialised, splash attention, fused loss) and the reference's
+scoring pass of a minibatch of 128 prompts x 8 samples of up to 2048 + 4096 tokens, on the whole slice, with
+`exec_time_optimization_effort` at -1.
+
+Columns are GiB a chip. `update` and `score` are the peaks of the two programs with all that stays beside them: the bfloat16
+reference beside the update, parameters and moments beside the score. The rollout's peak (its weights, bfloat16 or int8, and its
+cache) is another phase, which holds no gradients and no activations of these: `tpu_rollout_programs.md`. `of` is what a program
+can have on that chip.
+
+Seconds are estimates of the reference's pass and the four updates of one step (4,096 sequences of 100 + 1,000 tokens) from
+counted operations and bytes: each limit (bfloat16 peak, memory, links between chips) by itself, as if it were reached in full.
+The largest of the three is a floor.
+
+    python tests/train/tpu_training.py measure all > lines.jsonl
+    python tests/train/tpu_training.py table lines.jsonl > benchmarks/tpu_training_programs.md
+"""
+COLUMNS = (
+    "model | slice | fsdp x tensor | row | parameters | moments | reference | update temp. | score temp. | update | score | "
+    "of | s: operations | memory | links"
+)
+
+
+def table(lines: list[dict]) -> str:
+    """The measured cases as a Markdown document."""
+    heads = COLUMNS.split(" | ")
+    rows = [heads, ["---"] * 3 + ["---:"] * (len(heads) - 3)]
+    for line in sorted(lines, key=lambda line: [case.name for case in CASES].index(line["case"])):
+        p, peaks = line["programs"], peak_bytes(line)
+        sizes = [line[kind] for kind in ("parameters", "moments", "reference")]
+        sizes += [p["update"]["temporaries"], p["score"]["temporaries"], peaks["update"], peaks["score"], line["memory"]]
+        _, fsdp, tensor = line["mesh"]
+        where = [line["size"].upper(), f"{line['chip']} {line['slice']}", f"{fsdp} x {tensor}", f"{line['row_tokens']:,}"]
+        seconds = [f"{value:.1f}" for value in line["estimated_s"].values()]
+        rows.append([*where, *(f"{x / GIB:.2f}" for x in sizes), *seconds])
+    return NOTES.format(**lines[0]["versions"]) + "\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def main(command: str, *names: str) -> None:
+    if command == "measure":
+        for case in CASES:
+            if case.name in names or "all" in names:
+                print(json.dumps(measure(case)), flush=True)
+    elif command == "table":
+        print(table([json.loads(line) for name in names for line in Path(name).read_text().splitlines()]))
+    else:
+        raise SystemExit(f"unknown command {command!r}: measure or table")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
