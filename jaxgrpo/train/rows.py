@@ -96,8 +96,7 @@ def layout(sequences: list[Sequence], shape: RowShape) -> list[_Row]:
     order = [(g, i) for g in by_size for i in sorted(groups[g], key=lambda i: (-len(sequences[i]), i))]
     if not shape.share_prompts:
         order = sorted(order, key=lambda pair: (-len(sequences[pair[1]]), pair[1]))
-    last_row_of: dict[int, _Row] = {}  # by group, and where its prompt lies there
-    prompt_of: dict[int, int] = {}
+    holding: dict[int, list[tuple[_Row, int]]] = {}  # by group, the rows that hold its prompt, and where
     for group, index in order:
         prompt, response = len(sequences[index].prompt), len(sequences[index].response)
         if prompt == 0 or response == 0:
@@ -114,14 +113,16 @@ def layout(sequences: list[Sequence], shape: RowShape) -> list[_Row]:
         def fits(row: _Row, own: int, response=response) -> bool:
             return row.tokens + own <= T and row.predictions + response <= T
 
-        row = last_row_of.get(group) if shape.share_prompts else None
-        if row is None or not fits(row, response - 1):
+        held = holding.setdefault(group, []) if shape.share_prompts else []
+        row, prompt_at = next(((row, at) for row, at in held if fits(row, response - 1)), (None, 0))
+        if row is None:
             row = next((row for row in rows if fits(row, prompt + response - 1)), None)
             if row is None:
                 rows.append(row := _Row())
-            last_row_of[group], prompt_of[group] = row, row.tokens
+            prompt_at = row.tokens
+            held.append((row, prompt_at))
             row.tokens += prompt
-        row.placed.append((index, prompt_of[group], row.tokens))
+        row.placed.append((index, prompt_at, row.tokens))
         row.tokens += response - 1
         row.predictions += response
     return rows

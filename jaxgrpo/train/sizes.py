@@ -199,8 +199,9 @@ def row_shapes(config: Config, sequences: int, share_prompts: bool, choose: bool
     whole = config.train.row_tokens
     lengths = [whole]
     if choose and sequences < MANY_SEQUENCES * batch_devices:
-        shrunk = [int(whole * (1 - i / 2 / ROW_LENGTHS)) // ROW_MULTIPLE * ROW_MULTIPLE for i in range(1, ROW_LENGTHS)]
-        lengths += [tokens for tokens in shrunk if tokens >= longest]
+        least = max(longest, whole // 2)
+        steps = [least + i * (whole - least) // (ROW_LENGTHS - 1) for i in range(ROW_LENGTHS)]
+        lengths = sorted({-(-tokens // ROW_MULTIPLE) * ROW_MULTIPLE for tokens in steps} | {whole}, reverse=True)
     limits = config.data.max_prompt_tokens, config.rollout.max_new_tokens
     return [RowShape(tokens, batch_devices, sequences, *limits, share_prompts) for tokens in lengths]
 
