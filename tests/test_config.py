@@ -212,7 +212,7 @@ def test_a_value_of_the_wrong_type_names_the_key_in_one_line(override, key):
         "algo.dual_clip=0.5",
         "rollout.temperature=0",
         "eval.temperature=-1",
-        "train.logit_chunk=0",
+        "train.logit_chunk=-1",
         "checkpoint.keep=0",
         "mesh.data=0",
         "mesh.fsdp=-1",

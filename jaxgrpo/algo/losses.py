@@ -65,7 +65,7 @@ def weighted_policy_loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """`policy_loss` of any tokens whose weights are known, such as one chunk of a row: a sum over them."""
     if tis_cap and behaviour_logp is None:
-        raise ValueError("tis_cap is set, but the behaviour log-probabilities are missing.")
+        raise ValueError("tis_cap is set, but behaviour_logp_BT is missing.")
     inside = weights > 0
     ratio = jnp.exp(jnp.where(inside, logp - old_logp, 0.0).astype(jnp.float32))
     unclipped = -advantages * ratio

@@ -14,9 +14,9 @@ from jaxgrpo.rollout.scheduler import generate
 from jaxgrpo.train.accounting import FlopCounter
 from jaxgrpo.train.optimizer import make_optimizer
 from jaxgrpo.train.rows import Sequence, pack_tightest
-from jaxgrpo.train.sizes import row_shapes
+from jaxgrpo.train.sizes import row_shapes, shares_prompts
 from jaxgrpo.train.state import cast_params, init_state
-from jaxgrpo.train.step import ON_POLICY, make_score, make_update, rows_sharding, shares_prompts
+from jaxgrpo.train.step import ON_POLICY, make_score, make_update, rows_sharding
 
 WARM_UP = 2  # the first step compiles, the second shows that nothing does any more
 
@@ -34,8 +34,7 @@ class Stepper:
         bench.params = None  # the first update donates them
         self.score = make_score(model, config.train, temperature, mesh, offload == "all")
         self.update = make_update(model, config.train, config.algo, temperature, config.optim.clip_norm, optimizer, mesh)
-        accelerated = mesh.devices.flat[0].platform != "cpu"
-        self.shapes = row_shapes(config, bench.task.sequences, shares_prompts(mesh), accelerated)
+        self.shapes = row_shapes(config, bench.task.sequences, mesh.devices.flat[0].platform)
         self.times: dict[str, list[tuple[float, float]]] = {}
 
     def rollout(self) -> list[list[tuple[np.ndarray, np.ndarray]]]:
@@ -113,7 +112,7 @@ def _figures(stepper: Stepper, peaks: dict) -> dict:
     prompts = np.full(task.prompts, task.prompt_len)
     tokens = int((bench.lengths_PG + task.prompt_len).sum())
     counter = FlopCounter.of(model)
-    shared = shares_prompts(bench.mesh)
+    shared = shares_prompts(bench.mesh.devices.flat[0].platform)
     forward = counter.packed(prompts, bench.lengths_PG, shared)
     result = {
         "useful_tokens": tokens,

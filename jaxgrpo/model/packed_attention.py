@@ -36,11 +36,12 @@ class Spans:
 
     start: np.ndarray  # of the span's own tokens in the row
     length: np.ndarray
+    first: np.ndarray  # own tokens that another span computes: a long one is cut, its parts see all that precedes them
     prefix_start: np.ndarray
     prefix_length: np.ndarray
     counts: np.ndarray
     buckets: tuple[int, ...] = field(metadata={"static": True})  # falling; a span's prefix and own tokens fit its bucket
-    longest_own: int = field(metadata={"static": True})  # most own tokens of a span
+    queries: int = field(metadata={"static": True})  # most own tokens that a span computes
 
 
 def bucket_lengths(longest: int) -> tuple[int, ...]:
@@ -85,7 +86,7 @@ def packed_attention(backend: str, spans: Spans, segment_ids_BT: jax.Array, mesh
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def attend_spans(backend: str, q_TNH: jax.Array, k_TKH: jax.Array, v_TKH: jax.Array, spans: Spans) -> jax.Array:
-    """[T, N, H]: own token i of a span sees the span's prefix and its own tokens 0..i. Arrays of one row, spans [S]."""
+    """[T, N, H]: own token i of a span sees the span's prefix and own tokens 0..i. Arrays of one row, spans [S]."""
     return _attend_spans_forward(backend, q_TNH, k_TKH, v_TKH, spans)[0]
 
 
@@ -225,16 +226,17 @@ def _tile(backend: str, spans: Spans, T: int, L: int, which_n: jax.Array, end) -
     """The spans `which_n`, those from `end` on left empty, with room for L keys. cuDNN's causal mask wants as many queries
     as keys: there the prefix is queried too, and its results are dropped."""
     at = lambda array: jnp.where(which_n < end, _take(array, which_n), 0)[:, None]  # noqa: E731
-    start, length, prefix_start, prefix = map(at, (spans.start, spans.length, spans.prefix_start, spans.prefix_length))
+    places = spans.start, spans.length, spans.first, spans.prefix_start, spans.prefix_length
+    start, length, first, prefix_start, prefix = map(at, places)
     key = jnp.arange(L)
     keys = jnp.where(key < prefix, prefix_start + key, start + key - prefix)
     keys = jnp.where(key < prefix + length, keys, T)
     total = (prefix + length)[:, 0]
     if backend == "cudnn":
         return Tile(keys, jnp.where(key < prefix, T, keys), keys, jnp.zeros_like(total), total)
-    query = jnp.arange(min(L, spans.longest_own))
+    query = first + jnp.arange(min(L, spans.queries))
     queries = jnp.where(query < length, start + query, T)
-    return Tile(queries, queries, keys, prefix[:, 0], total)
+    return Tile(queries, queries, keys, (prefix + first)[:, 0], total)
 
 
 def _take(x: jax.Array, index: jax.Array) -> jax.Array:

@@ -29,7 +29,7 @@ from jaxgrpo.train.optimizer import make_optimizer
 from jaxgrpo.train.rows import Rows, RowShape, Sequence, pack_tightest
 from jaxgrpo.train.sizes import device_memory, engine_settings, resolve_sizes, row_shapes
 from jaxgrpo.train.state import TrainState, abstract_state, init_state, parameter_shardings
-from jaxgrpo.train.step import make_score, make_update, rows_sharding, shares_prompts
+from jaxgrpo.train.step import make_score, make_update, rows_sharding
 
 SUITE = "heldout"
 
@@ -54,6 +54,10 @@ class Job:
     @property
     def model(self):
         return self.source.config
+
+    @property
+    def platform(self) -> str:
+        return self.mesh.devices.flat[0].platform
 
     @property
     def turn_end(self) -> int:
@@ -84,8 +88,7 @@ class Job:
     def row_shapes(self) -> list[RowShape]:
         """What minibatches are packed into."""
         c = self.config
-        accelerated = self.mesh.devices.flat[0].platform != "cpu"
-        return row_shapes(c, c.train.minibatch_prompts * c.rollout.samples, shares_prompts(self.mesh), accelerated)
+        return row_shapes(c, c.train.minibatch_prompts * c.rollout.samples, self.platform)
 
     @cached_property
     def flops(self) -> FlopCounter:

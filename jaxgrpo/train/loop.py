@@ -24,9 +24,9 @@ from jaxgrpo.train.plots import draw_learning_curve
 from jaxgrpo.train.progress import Progress
 from jaxgrpo.train.rows import Rows, Sequence
 from jaxgrpo.train.run import RunDirectory
-from jaxgrpo.train.sizes import adopt, config_sampling
+from jaxgrpo.train.sizes import adopt, config_sampling, shares_prompts
 from jaxgrpo.train.state import TrainState, cast_params
-from jaxgrpo.train.step import ON_POLICY, shares_prompts
+from jaxgrpo.train.step import ON_POLICY
 from jaxgrpo.train.warmup import make_encoder, warm_up
 
 
@@ -257,11 +257,11 @@ class Trainer:
 
     def forward_flops(self, work: "_Work", **what) -> float:
         """Operations of one forward pass of the update over the step's sequences."""
-        return self.job.flops.packed(work.prompt_P, work.response_PG, shares_prompts(self.job.mesh), **what)
+        return self.job.flops.packed(work.prompt_P, work.response_PG, shares_prompts(self.job.platform), **what)
 
     def rollout_metrics(self, graded: Graded, rewards_PG: np.ndarray, work: "_Work") -> dict:
         update_s, peak = self.seconds["update_s"], self.job.peak_flops
-        shared = shares_prompts(self.job.mesh)
+        shared = shares_prompts(self.job.platform)
         square = self.job.flops.full_attention().packed(work.prompt_P, work.response_PG, shared)
         moved = update_bytes(self.config, self.job.identity["n_params"], self.micro_batches)
         return {

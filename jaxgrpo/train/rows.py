@@ -54,6 +54,7 @@ class RowShape:
     longest_prompt: int
     longest_response: int
     share_prompts: bool
+    queries: int  # attention computes longer runs of tokens in parts
 
     @property
     def longest(self) -> int:
@@ -68,12 +69,7 @@ class RowShape:
 
     @property
     def spans(self) -> int:
-        return min(self.row_tokens, 2 * self.capacity)
-
-    @property
-    def longest_own(self) -> int:
-        """Most tokens of a span besides its prefix."""
-        return max(self.longest_prompt, self.longest_response) if self.share_prompts else self.longest
+        return min(self.row_tokens, 2 * self.capacity + self.row_tokens // self.queries)
 
 
 class _Row:
@@ -150,7 +146,7 @@ def pack(sequences: list[Sequence], shape: RowShape, pad_id: int) -> tuple[Rows,
     tokens = np.full((total, T), pad_id, np.int32)
     positions, segments, source, target, owner = (np.zeros((total, T), np.int32) for _ in range(5))
     mask, logps, advantages = (np.zeros((total, T), np.float32) for _ in range(3))
-    spans = np.zeros((4, total, shape.spans), np.int32)
+    spans = np.zeros((5, total, shape.spans), np.int32)
     counts, predicted = np.zeros((total, len(buckets)), np.int32), np.zeros(total, np.int32)
     for r, row in enumerate(rows):
         pieces: list[tuple[int, int, int, int]] = []  # spans: start, length, start and length of the prefix
@@ -174,9 +170,14 @@ def pack(sequences: list[Sequence], shape: RowShape, pad_id: int) -> tuple[Rows,
             predicted[r] = last
         for number, (start, length, *_) in enumerate(pieces, start=1):
             segments[r, start : start + length] = number
-        pieces.sort(key=lambda piece: -(piece[1] + piece[3]))
-        spans[:, r, : len(pieces)] = np.array(pieces, np.int32).T
-        for _, length, _, prefix in pieces:
+        parts = [
+            (start, min(length, first + shape.queries), first, *prefix)
+            for start, length, *prefix in pieces
+            for first in range(0, length, shape.queries)
+        ]
+        parts.sort(key=lambda part: -(part[1] + part[4]))
+        spans[:, r, : len(parts)] = np.array(parts, np.int32).T
+        for _, length, _, _, prefix in parts:
             counts[r, max(b for b, size in enumerate(buckets) if size >= prefix + length)] += 1
 
     def fold(array):
@@ -184,7 +185,7 @@ def pack(sequences: list[Sequence], shape: RowShape, pad_id: int) -> tuple[Rows,
 
     predictions = Predictions(fold(source), fold(target), fold(predicted))
     values = (fold(array) for array in (mask, owner, logps, advantages))
-    places = Spans(*map(fold, spans), fold(counts), buckets, shape.longest_own)
+    places = Spans(*map(fold, spans), fold(counts), buckets, min(shape.queries, shape.longest))
     used = -(-len(rows) // shape.devices)
     return Rows(fold(tokens), fold(positions), fold(segments), predictions, *values, places), used
 

@@ -26,6 +26,7 @@ MIN_SLOTS = 64  # of a replica: fewer rows waste the hardware
 ROW_TOKENS, CPU_ROW_TOKENS = 8192, 2048  # of one device's row, unless one sequence is longer
 ROW_MULTIPLE = 128  # what attention kernels divide a row into
 LOGIT_CHUNK, CPU_LOGIT_CHUNK = 1024, 256
+CPU_QUERIES = 512  # whose attention scores exist at once
 MANY_SEQUENCES = 128  # per device: then the rows of a minibatch that stay empty do not count
 ROW_LENGTHS = 5  # else each minibatch takes the best of so many
 
@@ -191,19 +192,25 @@ def _row_tokens(config: Config, batch_devices: int, on_cpu: bool) -> int:
     return tokens if on_cpu else -(-tokens // ROW_MULTIPLE) * ROW_MULTIPLE
 
 
-def row_shapes(config: Config, sequences: int, share_prompts: bool, choose: bool) -> list[RowShape]:
-    """The shapes, falling, that a minibatch of up to `sequences` may be packed into: one, or a few where devices have so few
-    sequences each that the choice decides how much of the last micro-batch is padding."""
+def shares_prompts(platform: str) -> bool:
+    """Whether the devices' attention can read a prompt that lies once in a row for a whole group."""
+    return platform != "tpu"
+
+
+def row_shapes(config: Config, sequences: int, platform: str) -> list[RowShape]:
+    """The shapes, falling, that a minibatch of up to `sequences` may be packed into on devices of `platform`: one, or on an
+    accelerator a few, where devices have so few sequences each that the choice decides how much padding there is."""
     batch_devices = config.mesh.data * config.mesh.fsdp
     longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
     whole = config.train.row_tokens
     lengths = [whole]
-    if choose and sequences < MANY_SEQUENCES * batch_devices:
+    if platform != "cpu" and sequences < MANY_SEQUENCES * batch_devices:
         least = max(longest, whole // 2)
         steps = [least + i * (whole - least) // (ROW_LENGTHS - 1) for i in range(ROW_LENGTHS)]
         lengths = sorted({-(-tokens // ROW_MULTIPLE) * ROW_MULTIPLE for tokens in steps} | {whole}, reverse=True)
     limits = config.data.max_prompt_tokens, config.rollout.max_new_tokens
-    return [RowShape(tokens, batch_devices, sequences, *limits, share_prompts) for tokens in lengths]
+    queries = CPU_QUERIES if platform == "cpu" else longest  # the accelerators' kernels hold no scores
+    return [RowShape(tokens, batch_devices, sequences, *limits, shares_prompts(platform), queries) for tokens in lengths]
 
 
 def _itemsize(dtype: str) -> int:

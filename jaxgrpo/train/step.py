@@ -33,11 +33,6 @@ def rows_sharding(mesh) -> NamedSharding:
     return NamedSharding(mesh, P(None, ("data", "fsdp")))
 
 
-def shares_prompts(mesh) -> bool:
-    """Whether the devices' attention can read a prompt that lies once in a row for a whole group."""
-    return mesh.devices.flat[0].platform != "tpu"
-
-
 def micro_batch(rows, index):
     """Micro-batch `index` of a tree of [M, D, ...] arrays: each [D, ...]."""
     return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, index, keepdims=False), rows)

@@ -19,7 +19,7 @@ from jaxgrpo.train.optimizer import make_optimizer
 from jaxgrpo.train.rows import Rows, Sequence, pack
 from jaxgrpo.train.sizes import row_shapes
 from jaxgrpo.train.state import TrainState, init_state, state_shardings
-from jaxgrpo.train.step import Forward, micro_batch, rows_sharding, shares_prompts
+from jaxgrpo.train.step import Forward, micro_batch, rows_sharding
 
 Example = tuple[np.ndarray, np.ndarray]  # prompt and response tokens, the response ended by a stop token
 
@@ -135,5 +135,5 @@ def _batches(warmup: WarmupConfig, config: Config, encode, *, corruption: float,
 
 def _rows(examples: list[Example], config: Config, mesh, pad_id: int) -> tuple[Rows, int]:
     sequences = [Sequence(prompt, response, np.zeros(len(response), np.float32), 0.0) for prompt, response in examples]
-    shape = row_shapes(config, config.warmup.batch, shares_prompts(mesh), choose=False)[0]
+    shape = row_shapes(config, config.warmup.batch, mesh.devices.flat[0].platform)[0]
     return pack(sequences, shape, pad_id)

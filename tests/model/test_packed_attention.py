@@ -12,19 +12,24 @@ from hypothesis import strategies as st
 from jaxgrpo.model.attention import attend
 from jaxgrpo.model.packed_attention import Spans, attend_spans, bucket_lengths, splash
 
-T, HEADS, KV_HEADS, SIZE, PLACES = 96, 4, 2, 8, 20
+T, HEADS, KV_HEADS, SIZE, PLACES = 96, 4, 2, 8, 40
 
 
-def spans_of(pieces, longest, longest_own):
-    """Spans from (start, length, prefix start, prefix length) of each, as packing leaves them."""
+def spans_of(pieces, longest, queries):
+    """Spans from (start, length, prefix start, prefix length) of each, cut into parts of `queries`, as packing leaves them."""
     buckets = bucket_lengths(longest)
-    pieces = sorted(pieces, key=lambda piece: -(piece[1] + piece[3]))
-    arrays = np.zeros((4, PLACES), np.int32)
-    arrays[:, : len(pieces)] = np.array(pieces, np.int32).reshape(-1, 4).T
+    parts = [
+        (start, min(length, first + queries), first, *prefix)
+        for start, length, *prefix in pieces
+        for first in range(0, length, queries)
+    ]
+    parts.sort(key=lambda part: -(part[1] + part[4]))
+    arrays = np.zeros((5, PLACES), np.int32)
+    arrays[:, : len(parts)] = np.array(parts, np.int32).reshape(-1, 5).T
     counts = np.zeros(len(buckets), np.int32)
-    for _, length, _, prefix in pieces:
+    for _, length, _, _, prefix in parts:
         counts[max(b for b, size in enumerate(buckets) if size >= prefix + length)] += 1
-    return Spans(*arrays, counts, buckets, longest_own)
+    return Spans(*arrays, counts, buckets, queries)
 
 
 def dense(q, k, v, pieces):
@@ -45,7 +50,7 @@ def arrays(seed):
 def layouts(draw):
     """Groups one after another: a prompt and the responses that see it, with gaps, as far as the row reaches."""
     pieces, at = [], 0
-    while len(pieces) < PLACES - 6 and at < T:
+    while len(pieces) < 14 and at < T:
         prompt = draw(st.integers(1, 40))
         if at + prompt > T:
             break
@@ -71,7 +76,7 @@ def pulled(function, q, k, v, dout, *rest):
 @given(layouts(), st.integers(0, 9))
 def test_results_and_gradients_equal_dense_attention(pieces, seed):
     q, k, v, dout = arrays(seed)
-    got = run(q, k, v, dout, spans_of(pieces, 70, 40))
+    got = run(q, k, v, dout, spans_of(pieces, 70, 24))
     expected = pulled(partial(dense, pieces=pieces), q, k, v, dout)
     for ours, theirs in zip(got, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5)
@@ -80,7 +85,7 @@ def test_results_and_gradients_equal_dense_attention(pieces, seed):
 
 def test_a_row_without_spans_is_zero_and_so_are_its_gradients():
     q, k, v, dout = arrays(0)
-    assert all((np.asarray(x) == 0).all() for x in run(q, k, v, dout, spans_of([], 70, 40)))
+    assert all((np.asarray(x) == 0).all() for x in run(q, k, v, dout, spans_of([], 70, 24)))
 
 
 def test_buckets_reach_the_longest_and_fall_in_small_steps():

@@ -41,18 +41,20 @@ def run(optim, gradients, start=0.0):
 
 def test_bfloat16_moments_follow_float32_ones_where_rounding_to_the_nearest_stands_still():
     rng = np.random.default_rng(0)
-    gradients = jnp.asarray(rng.normal(1.0, 0.5, (400, 2000)), jnp.float32)
+    gradients = rng.normal(1.0, 0.5, (400, 2000)).astype(np.float32)
+    gradients[100:] *= 0.1  # from here on the second moment falls by less than a thousandth a step
+    gradients = jnp.asarray(gradients)
     params, state = run(ADAMW, gradients)
     half_params, half_state = run(HALF, gradients)
     (mu, nu), (half_mu, half_nu) = moments(state), moments(half_state)
     assert half_mu["w"].dtype == half_nu["w"].dtype == jnp.bfloat16
-    assert np.mean(half_nu["w"].astype(jnp.float32)) == pytest.approx(np.mean(nu["w"]), rel=0.01)
-    assert np.mean(half_mu["w"].astype(jnp.float32)) == pytest.approx(np.mean(mu["w"]), rel=0.01)
+    assert np.mean(half_nu["w"].astype(jnp.float32)) == pytest.approx(float(np.mean(nu["w"])), rel=0.01)
+    assert np.mean(half_mu["w"].astype(jnp.float32)) == pytest.approx(float(np.mean(mu["w"])), rel=0.01)
     assert np.linalg.norm(half_params - params) < 0.02 * np.linalg.norm(params)
     nearest = jnp.zeros(2000, jnp.bfloat16)
     for gradient in gradients:
         nearest = (0.999 * nearest.astype(jnp.float32) + 0.001 * gradient**2).astype(jnp.bfloat16)
-    assert np.mean(nearest.astype(jnp.float32)) < 0.9 * np.mean(nu["w"]), "which is why it is rounded at random"
+    assert np.mean(nearest.astype(jnp.float32)) > 1.2 * np.mean(nu["w"]), "which is why it is rounded at random"
 
 
 def test_bfloat16_moments_are_the_same_in_every_run_and_for_every_part_of_an_array():

@@ -9,7 +9,7 @@ from jaxgrpo.model.config import ModelConfig
 from jaxgrpo.parallel.mesh import trainer_mesh
 from jaxgrpo.train.optimizer import make_optimizer
 from jaxgrpo.train.rows import RowShape, pack
-from jaxgrpo.train.sizes import CPU_LOGIT_CHUNK
+from jaxgrpo.train.sizes import CPU_LOGIT_CHUNK, CPU_QUERIES
 from jaxgrpo.train.state import abstract_state
 from jaxgrpo.train.step import make_update
 
@@ -39,7 +39,7 @@ def test_the_update_needs_a_fifth_of_what_its_logits_would_take():
     optimizer = make_optimizer(OptimConfig())
     train = TrainConfig(dtype="float32", remat="layer", logit_chunk=CPU_LOGIT_CHUNK)
     update = make_update(MODEL, train, AlgoConfig(), 1.0, 1.0, optimizer, mesh)
-    rows, _ = pack([], RowShape(TOKENS, 1, 4, 1024, TOKENS - 1024, True), pad_id=0)
+    rows, _ = pack([], RowShape(TOKENS, 1, 4, 1024, TOKENS - 1024, True, CPU_QUERIES), pad_id=0)
     logp = np.zeros(rows.mask.shape, np.float32)
     temporary = temporary_bytes(update, abstract_state(MODEL, optimizer, mesh), rows, logp, logp, np.int32(1))
     assert 5 * temporary <= ALL_LOGITS

@@ -128,5 +128,5 @@ def packed(sequences, row_tokens, share, mesh, values=None) -> tuple[Rows, np.in
             for s, v in zip(sequences, values, strict=True)
         ]
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
-    rows, used = pack(sequences, RowShape(row_tokens, devices, 12, LONGEST_PROMPT, LONGEST_RESPONSE, share), pad_id=0)
+    rows, used = pack(sequences, RowShape(row_tokens, devices, 12, LONGEST_PROMPT, LONGEST_RESPONSE, share, 5), pad_id=0)
     return jax.device_put(rows, rows_sharding(mesh)), np.int32(used)

@@ -93,7 +93,7 @@ def programs(case: Case):
     topology = topologies.get_topology_desc(f"{case.chip}:{case.slice}", platform="tpu")
     mesh = trainer_mesh((config.mesh.data, config.mesh.fsdp, config.mesh.tensor), topology.devices)
     optimizer, temperature = make_optimizer(config.optim), config.rollout.temperature
-    shape = row_shapes(config, config.train.minibatch_prompts * config.rollout.samples, share_prompts=False, choose=True)[0]
+    shape = row_shapes(config, config.train.minibatch_prompts * config.rollout.samples, "tpu")[0]
     rows = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=rows_sharding(mesh)), pack([], shape, pad_id=0)[0]
     )
