@@ -108,7 +108,7 @@ REMAT = {
 def hidden_states(
     params: dict,
     config: ModelConfig,
-    tokens_BT: jax.Array,
+    x_BTD: jax.Array,
     positions_BT: jax.Array,
     attend_fn: Callable,
     *,
@@ -117,12 +117,11 @@ def hidden_states(
     unroll: int = 1,
     offloaded: bool = False,
 ) -> jax.Array:
-    """[B, T, D] states after the final norm, computed in `dtype` over stacked parameters.
+    """[B, T, D] states after the final norm from embedded tokens x_BTD, computed in `dtype` over stacked parameters.
 
     `attend_fn(q_BTNH, k_BTKH, v_BTKH) -> out_BTNH` knows which tokens see which. `remat` says what the backward pass computes
-    again ("none", or a key of REMAT); `unroll` layers are laid out in one iteration of the scan. The embedding is looked up in
-    its own dtype, so that its gradient adds up in float32. With `offloaded` the stacked layers lie in host memory, and each
-    comes to the device when its turn comes.
+    again ("none", or a key of REMAT); `unroll` layers are laid out in one iteration of the scan. With `offloaded` the stacked
+    layers lie in host memory, and each comes to the device when its turn comes.
     """
     rope = rope_angles(positions_BT, config)
 
@@ -132,9 +131,8 @@ def hidden_states(
         w = {name: value.astype(dtype) for name, value in w.items()}
         return block(config, w, x_BTD, rope, lambda q, k, v: (attend_fn(q, k, v), None))
 
-    x_BTD = embed_tokens(params, tokens_BT).astype(dtype)
     body = layer if remat == "none" else jax.checkpoint(layer, prevent_cse=False, policy=REMAT[remat])
-    x_BTD, _ = jax.lax.scan(body, x_BTD, stacked_layers(params), unroll=unroll)
+    x_BTD, _ = jax.lax.scan(body, x_BTD.astype(dtype), stacked_layers(params), unroll=unroll)
     return rms_norm(x_BTD, params["final_norm"], config.rms_eps)
 
 
@@ -170,5 +168,6 @@ class Qwen2(nnx.Module):
         params = self.params
         mask_B1TT = causal_mask(segment_ids)
         dense = lambda q, k, v: attend(q, k, v, mask_B1TT)  # noqa: E731
-        x_BTD = hidden_states(params, self.config, tokens_BT, positions, dense, dtype=params["embed"].dtype)
+        x_BTD = embed_tokens(params, tokens_BT)
+        x_BTD = hidden_states(params, self.config, x_BTD, positions, dense, dtype=params["embed"].dtype)
         return output_logits(params, x_BTD)

@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 from jaxgrpo.algo import token_weights, weighted_policy_loss
 from jaxgrpo.config import AlgoConfig, TrainConfig
 from jaxgrpo.model.config import ModelConfig
+from jaxgrpo.model.embedding import look_up_sharded
 from jaxgrpo.model.logprobs import Head, prediction_logprobs, prediction_loss
 from jaxgrpo.model.packed_attention import attention_backend, packed_attention
 from jaxgrpo.model.qwen2 import hidden_states, output_matrix
@@ -50,10 +51,11 @@ class Forward:
     def states(self, params, rows: Rows, remat: str, offloaded: bool = False) -> jax.Array:
         """[D, T, E] after the final norm."""
         attend = packed_attention(self.backend, rows.spans, rows.segment_ids, self.mesh)
+        x = look_up_sharded(params["embed"], rows.tokens, self.dtype, self.mesh)
         return hidden_states(
             params,
             self.model,
-            rows.tokens,
+            x,
             rows.positions,
             attend,
             dtype=self.dtype,
