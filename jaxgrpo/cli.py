@@ -225,6 +225,8 @@ def _start_jax(config) -> None:
 
         mesh = load_config(str(stored)).mesh
     prepare_cpu_devices(math.prod((mesh.data, mesh.fsdp, mesh.tensor)))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    os.environ.setdefault("XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB", str(memory // 2**30))  # for train.offload; 64 by itself
     _keep_compiled_programs()
 
 

@@ -41,7 +41,9 @@ class Stepper:
         """(tokens, log-probabilities) of every response [P][G], sampled from the policy."""
         bench = self.bench
         with self.timed("rollout"):
-            groups = generate(bench.engine, bench.engine.load_params(self.state.params), bench.requests)
+            with self.timed("sync"):
+                weights = jax.block_until_ready(bench.engine.load_params(self.state.params))
+            groups = generate(bench.engine, weights, bench.requests)
         return [[(np.array(r.tokens, np.int32), np.array(r.logps, np.float32)) for r in group] for group in groups]
 
     def learn(self, responses) -> dict:
