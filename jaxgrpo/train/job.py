@@ -26,7 +26,7 @@ from jaxgrpo.train.accounting import FlopCounter, peak_flops
 from jaxgrpo.train.conversion import is_converted, load_converted
 from jaxgrpo.train.dataset import TrainingPrompts, check_local_files, heldout_prompts
 from jaxgrpo.train.optimizer import make_optimizer
-from jaxgrpo.train.rows import Rows, RowShape, Sequence, pack_tightest
+from jaxgrpo.train.rows import Rows, RowShape, Sequence, pack, pack_tightest
 from jaxgrpo.train.sizes import device_memory, engine_settings, resolve_sizes, row_shapes
 from jaxgrpo.train.state import TrainState, abstract_state, init_state, parameter_shardings
 from jaxgrpo.train.step import make_score, make_update, rows_sharding
@@ -133,6 +133,23 @@ class Job:
         """Rows on the devices and the number of micro-batches in use."""
         rows, used = pack_tightest(sequences, self.row_shapes, self.pad_id)
         return jax.device_put(rows, rows_sharding(self.mesh)), np.int32(used)
+
+    def compile_updates(self, reference: dict | None) -> None:
+        """Build the programs of every row shape into the compilation cache, largest first, so that no step waits for one later.
+
+        Where there is one shape, the first step builds it."""
+        if len(self.row_shapes) == 1:
+            return
+        sharding = rows_sharding(self.mesh)
+        for shape in self.row_shapes:
+            rows = jax.tree.map(
+                lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), pack([], shape, self.pad_id)[0]
+            )
+            logp, used = rows.behaviour_logp, np.int32(0)
+            self.update.lower(self.abstract_state(), rows, logp, reference and logp, used).compile()
+            self.score.lower(self.abstract_params(), rows, used).compile()
+            if reference:
+                self.score_reference.lower(reference, rows, used).compile()
 
     def sample(self, weights, prompts: list[EncodedPrompt], *, stream: str, step: int, samples: int, sampling: Sampling):
         """Sampled and graded responses of `prompts`; see eval.suite.sample_and_grade."""

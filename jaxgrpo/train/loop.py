@@ -107,6 +107,7 @@ class Trainer:
         self.reference = cast_params(initial, jnp.dtype(train.dtype), train.offload == "all") if with_reference else None
         if self.job.driver is None:
             self.job.engine.compile(self.job.engine.load_params(initial))
+        self.job.compile_updates(self.reference)
         done = self.checkpoints.latest()
         if done is None:
             self.run.cut_after(-1)
