@@ -34,20 +34,42 @@ def load_problems(path: str) -> list[Problem]:
     Raises DataError for a file that is missing, unreadable, empty or of another kind, and for a row that lacks what a
     problem needs; the message names the file, the row (counted from 0), the value and the remedy.
     """
-    repairs, problems = Repairs(), []
-    for index, row in enumerate(_read_rows(path, _PROBLEM_COLUMNS)):
-        where = f"{path}, row {index}"
-        messages = _messages(row["prompt"], where)
-        messages, ground_truth = repair(messages, _ground_truth(row["reward_model"], where), repairs)
-        if not isinstance(row["data_source"], str) or not row["data_source"]:
-            raise DataError(f"{where}: data_source is {row['data_source']!r}; it must name the grader, such as 'math'")
-        extra_info = row.get("extra_info") or {}
-        if not isinstance(extra_info, dict):
-            raise DataError(f"{where}: extra_info is {_short(extra_info)}; make it an object such as {{}}")
-        problems.append(Problem(index, tuple(messages), row["data_source"], ground_truth, extra_info))
+    repairs = Repairs()
+    problems = [_problem(index, row, f"{path}, row {index}", repairs) for index, row in enumerate(read_rows(path))]
     if repairs:
         _LOG.info("%s: repaired %s", path, repairs)
     return problems
+
+
+def problem_rows(path: str, repairs: Repairs) -> list[dict]:
+    """The rows of a problem file as they are, with every column, except for the repairs, which are counted in `repairs`.
+
+    Kinds of file and errors as in `load_problems`.
+    """
+    rows = read_rows(path)
+    for index, row in enumerate(rows):
+        problem = _problem(index, row, f"{path}, row {index}", repairs)
+        row["prompt"] = list(problem.messages)
+        row["reward_model"] = row["reward_model"] | {"ground_truth": problem.ground_truth}
+        row["extra_info"] = problem.extra_info
+    return rows
+
+
+def write_parquet(path: str | os.PathLike, rows: list[dict]) -> None:
+    """Rows as a parquet file that appears whole or not at all. DataError when it cannot be written."""
+    import pyarrow
+    import pyarrow.parquet
+
+    path = os.fspath(path)
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), temporary)
+        os.replace(temporary, path)
+    except (pyarrow.ArrowException, OSError) as error:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+        raise DataError(f"{path} cannot be written ({_short(str(error))}); choose another folder or mend the rows") from error
 
 
 def load_demonstrations(path: str) -> list[tuple[tuple[dict, ...], str]]:
@@ -56,7 +78,7 @@ def load_demonstrations(path: str) -> list[tuple[tuple[dict, ...], str]]:
     The same kinds of file and the same errors as `load_problems`; nothing is repaired.
     """
     pairs = []
-    for index, row in enumerate(_read_rows(path, ("prompt", "response"))):
+    for index, row in enumerate(read_rows(path, ("prompt", "response"))):
         where = f"{path}, row {index}"
         if not isinstance(row["response"], str) or not row["response"]:
             raise DataError(f"{where}: response is {_short(row['response'])}; it must be a text of at least one character")
@@ -120,8 +142,19 @@ def _apply_template(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerB
         raise DataError(f"the tokenizer's chat template fails: {error}") from error
 
 
-def _read_rows(path: str, columns: Sequence[str]) -> list[dict]:
-    """The rows of a file, at least one, each with all the columns."""
+def _problem(index: int, row: dict, where: str, repairs: Repairs) -> Problem:
+    messages = _messages(row["prompt"], where)
+    messages, ground_truth = repair(messages, _ground_truth(row["reward_model"], where), repairs)
+    if not isinstance(row["data_source"], str) or not row["data_source"]:
+        raise DataError(f"{where}: data_source is {row['data_source']!r}; it must name the grader, such as 'math'")
+    extra_info = row.get("extra_info") or {}
+    if not isinstance(extra_info, dict):
+        raise DataError(f"{where}: extra_info is {_short(extra_info)}; make it an object such as {{}}")
+    return Problem(index, tuple(messages), row["data_source"], ground_truth, extra_info)
+
+
+def read_rows(path: str, columns: Sequence[str] = _PROBLEM_COLUMNS, split: str = "train") -> list[dict]:
+    """The rows of a file, at least one, each with all the columns. split: of a hub data set."""
     path = os.fspath(path)
     suffix = os.path.splitext(path)[1].lower()
     if os.path.isdir(path):
@@ -131,7 +164,7 @@ def _read_rows(path: str, columns: Sequence[str]) -> list[dict]:
             raise DataError(f"{path}: the suffix {suffix!r} is not supported; give a {' or '.join(_SUFFIXES)} file")
         rows, names = _read_parquet(path) if suffix == ".parquet" else _read_jsonl(path)
     elif _HUB_ID.fullmatch(path) and suffix not in _SUFFIXES or re.fullmatch(r"[\w.-]+/[\w.-]+:.+", path):
-        rows, names = _read_hub(path)
+        rows, names = _read_hub(path, split)
     else:
         raise DataError(f"there is no file {path}; give a local {' or '.join(_SUFFIXES)} file or a hub id org/name[:file]")
     if not rows:
@@ -182,12 +215,12 @@ def _read_jsonl(path: str) -> tuple[list[dict], None]:
     return rows, None
 
 
-def _read_hub(path: str) -> tuple[list[dict], list[str]]:
+def _read_hub(path: str, split: str) -> tuple[list[dict], list[str]]:
     name, _, file = path.partition(":")
     try:
         import datasets
 
-        data = datasets.load_dataset(name, data_files=file or None, split="train")
+        data = datasets.load_dataset(name, data_files=file or None, split=split)
     except Exception as error:  # the hub client has no common base class for its failures
         raise DataError(
             f"{path}: there is no such local file, and the hub gave no data set of that name "
