@@ -60,6 +60,7 @@ class RewardConfig:
     workers: int = 0  # auto: one per core
     cpu_seconds: float = 5.0  # processor time one answer may take
     wall_seconds: float = 60.0  # backstop on the wall clock
+    sandbox: Literal["strong", "weak"] = "strong"  # for code that the model writes; weak: limits, no isolation
     shuffle: bool = False  # control experiment: rewards are permuted among the samples of a step
 
 
@@ -172,6 +173,7 @@ EXECUTION_KEYS = {
     "rollout.prefill_tokens",
     "rollout.tensor",
     "reward.workers",
+    "reward.sandbox",
     "checkpoint.every",
     "checkpoint.keep",
     "mesh.data",

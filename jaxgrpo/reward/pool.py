@@ -13,7 +13,8 @@ from collections.abc import Hashable, Sequence
 
 from jaxgrpo.reward.grade import Grade
 from jaxgrpo.reward.processes import Nursery, NurseryError, Worker
-from jaxgrpo.reward.router import grader_of
+from jaxgrpo.reward.router import grader_of, marked
+from jaxgrpo.reward.sandbox import Level
 from jaxgrpo.reward.worker import OUT_OF_MEMORY
 
 Item = tuple[str, str, object, object]
@@ -35,7 +36,8 @@ class GraderPool:
     """Long-lived grader processes with limits per item; a context manager.
 
     workers: processes, 0 = one per core this process may use. cpu_seconds: processor time per item, enforced by the
-    kernel in the worker. wall_seconds: elapsed time per item, the backstop. memory_bytes: address space per process.
+    kernel in the worker. wall_seconds: elapsed time per item, the backstop. memory_bytes: address space per process. sandbox:
+    at which level graders run a model's code (see `sandbox`), to which the limits of the sandbox apply instead.
 
     An item that hits a limit, or whose process dies, costs itself only: the process is replaced, the items behind it
     go to another one, and the item itself is tried once more when nothing else is being graded, in a fresh process, so
@@ -47,7 +49,12 @@ class GraderPool:
     """
 
     def __init__(
-        self, workers: int = 0, cpu_seconds: float = 5.0, wall_seconds: float = 60.0, memory_bytes: int = 2 << 30
+        self,
+        workers: int = 0,
+        cpu_seconds: float = 5.0,
+        wall_seconds: float = 60.0,
+        memory_bytes: int = 2 << 30,
+        sandbox: Level = "strong",
     ) -> None:
         if workers < 0 or cpu_seconds <= 0 or wall_seconds <= 0 or memory_bytes < 1 << 28:
             raise ValueError(
@@ -56,6 +63,7 @@ class GraderPool:
             )
         self._count = workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else workers or 1
         self._limits = cpu_seconds, wall_seconds, memory_bytes
+        self.sandbox = sandbox
         self._changed = threading.Condition()
         self._incoming: deque[_Task] = deque()
         self._named: dict[Hashable, _Task] = {}
@@ -81,8 +89,16 @@ class GraderPool:
             raise ValueError(f"key {key!r} was submitted before and not drained yet")
         self._named[key] = self._start([item])[0]
 
+    def finished(self) -> dict[Hashable, Grade]:
+        """The grades that have arrived since they were submitted, by key, without waiting; each is handed out once."""
+        with self._changed:
+            done = {key: task.grade for key, task in self._named.items() if task.grade is not None}
+        for key in done:
+            del self._named[key]
+        return done
+
     def drain(self) -> dict[Hashable, Grade]:
-        """Wait for everything submitted since the last drain; its grades by key, in the order of submission."""
+        """Wait for everything submitted and not handed out yet; its grades by key, in the order of submission."""
         named, self._named = self._named, {}
         return dict(zip(named, self._wait(list(named.values())), strict=True))
 
@@ -152,7 +168,8 @@ def _task(data_source: str, response: str, ground_truth: object, extra_info: obj
     if not grader.trusted:
         return _Task(json.dumps([data_source, response, ground_truth, extra_info], default=_plain))
     try:
-        return _Task(grade=Grade(float(grader.grade(response, ground_truth, extra_info))))
+        score, figures = marked(data_source, response, ground_truth, extra_info)
+        return _Task(grade=Grade(score, None, figures))
     except Exception as error:  # reported with the item; it never becomes a score
         return _Task(grade=Grade(0.0, f"{type(error).__name__}: {error}"[:300]))
 
@@ -181,7 +198,7 @@ class _Dispatcher:
 
     def run(self) -> None:
         """Serve the pool until it closes."""
-        self._nursery = Nursery()
+        self._nursery = Nursery(self._pool.sandbox)
         try:
             with selectors.DefaultSelector() as self._selector:
                 self._selector.register(self._pool._wake_read, selectors.EVENT_READ)
@@ -248,13 +265,13 @@ class _Dispatcher:
             return
         finished = []
         memory = False
-        for _, score, error in replies:
+        for _, score, error, figures in replies:
             task = worker.tasks.pop(0)
             if error and error.startswith("MemoryError"):
                 memory = True
                 self._failed(task, self._memory_reason)
             else:
-                finished.append((task, Grade(score, error)))
+                finished.append((task, Grade(score, error, figures)))
         worker.deadline = time.monotonic() + self._wall_seconds
         self._restarts = 0
         self._publish(finished)
@@ -312,4 +329,4 @@ class _Dispatcher:
             self._waiting.extendleft(reversed(worker.tasks))
         self.workers.clear()
         self._nursery.close()
-        self._nursery = Nursery()
+        self._nursery = Nursery(self._pool.sandbox)

@@ -7,6 +7,8 @@ import socket
 import subprocess
 import sys
 
+from jaxgrpo.reward.sandbox import LEVEL_VARIABLE, Level
+
 _START = "import sys; sys.path[:] = {path!r}; from jaxgrpo.reward.nursery import main; main({descriptor}, {parent})"
 
 
@@ -17,11 +19,11 @@ class NurseryError(RuntimeError):
 class Nursery:
     """One warm process that forks grader processes (`jaxgrpo.reward.nursery`)."""
 
-    def __init__(self) -> None:
+    def __init__(self, sandbox: Level) -> None:
         self._control, theirs = socket.socketpair()
         code = _START.format(path=sys.path, descriptor=theirs.fileno(), parent=os.getpid())
         # a fixed hash seed gives sympy one order of terms in every process
-        environment = os.environ | {"PYTHONHASHSEED": "0"}
+        environment = os.environ | {"PYTHONHASHSEED": "0", LEVEL_VARIABLE: sandbox}
         self._process = subprocess.Popen(
             [sys.executable, "-c", code],
             pass_fds=[theirs.fileno()],

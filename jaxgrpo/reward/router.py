@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from jaxgrpo.errors import UserError
-from jaxgrpo.reward import arithmetic, gsm8k, maths, supergpqa, zebra
+from jaxgrpo.reward import arithmetic, gsm8k, humaneval, maths, supergpqa, zebra
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,8 @@ class Grader:
     prefixes: tuple[str, ...]
     grade: Callable[[str, object, object], float]
     trusted: bool = False
+    runs_code: bool = False  # of the model, in the sandbox
+    figures: tuple[tuple[str, Callable[[str, object], float]], ...] = ()  # further measures of a response, beside its score
 
 
 GRADERS = (
@@ -25,7 +27,8 @@ GRADERS = (
     Grader(("math__", "aime", "amc"), maths.grade),
     Grader(("openai/gsm8k", "gsm8k"), gsm8k.grade),
     Grader(("stem__supergpqa",), supergpqa.grade, trusted=True),
-    Grader(("logic__zebra_puzzle",), zebra.grade),
+    Grader(("logic__zebra_puzzle",), zebra.grade, figures=(("cell_accuracy", zebra.cell_accuracy),)),
+    Grader(("codegen__humaneval",), humaneval.grade, runs_code=True),
 )
 
 
@@ -41,6 +44,13 @@ def grader_of(data_source: str) -> Grader:
             return grader
     known = ", ".join(f"{prefix}*" for prefix in known_data_sources())
     raise UserError(f"no grader for data_source {data_source!r}; known: {known}")
+
+
+def marked(data_source: str, response: str, ground_truth: object, extra_info: object) -> tuple[float, dict[str, float]]:
+    """(score, further figures by name) of a response, graded in the calling process. A grader that fails raises."""
+    grader = grader_of(data_source)
+    value = float(grader.grade(response, ground_truth, extra_info))
+    return value, {name: float(measure(response, ground_truth)) for name, measure in grader.figures}
 
 
 def score(data_source: str, response: str, ground_truth: object, extra_info: object = None) -> float:

@@ -6,7 +6,7 @@ import resource
 import signal
 import socket
 
-from jaxgrpo.reward.router import grader_of
+from jaxgrpo.reward.router import marked
 
 OUT_OF_MEMORY = 3  # exit code
 
@@ -29,8 +29,9 @@ def serve(connection: socket.socket, cpu_seconds: float, memory_bytes: int) -> N
                 connection.sendall(reply.encode() + b"\n")
 
 
-def _graded(data_source: str, response: str, ground_truth: object, extra_info: object) -> tuple[float, str | None]:
+def _graded(data_source: str, response: str, ground_truth: object, extra_info: object) -> tuple[float, str | None, dict]:
     try:
-        return float(grader_of(data_source).grade(response, ground_truth, extra_info)), None
+        score, figures = marked(data_source, response, ground_truth, extra_info)
+        return score, None, figures
     except Exception as error:  # reported with the item; it never becomes a score
-        return 0.0, f"{type(error).__name__}: {error}"[:300]
+        return 0.0, f"{type(error).__name__}: {error}"[:300], {}

@@ -236,6 +236,7 @@ def prepare(config: Config) -> Job:
     mesh = trainer_mesh((config.mesh.data, config.mesh.fsdp, config.mesh.tensor), devices)
     settings = engine_settings(config, stop_ids, pad_id)
     engine = Engine(source.config, settings, rollout_mesh(mesh, config.rollout.tensor), tokenizer=tokenizer)
-    pool = GraderPool(config.reward.workers, config.reward.cpu_seconds, config.reward.wall_seconds)
+    reward = config.reward
+    pool = GraderPool(reward.workers, reward.cpu_seconds, reward.wall_seconds, sandbox=reward.sandbox)
     driver = DriverProcess() if config.rollout.driver == "jetstream" else None
     return Job(config, source, tokenizer, stop_ids, pad_id, prompts, heldout, dropped, mesh, engine, pool, driver)
