@@ -52,7 +52,8 @@ def test_the_bench_commands_describe_a_task_that_can_be(arguments):
     parsed = command_line().parse_args(arguments)
     task = Task(**{field.name: getattr(parsed, field.name) for field in dataclasses.fields(Task)})
     task.check()
-    assert task.model_config().layers == (24 if task.model else 4)
+    layers = {None: 4, "random:qwen2.5-0.5b": 24, "random:qwen2.5-1.5b": 28}
+    assert task.model_config().layers == layers[task.model]
 
 
 def test_convert_train_and_export_are_a_circle(tmp_path):

@@ -21,8 +21,8 @@ HOSTILE = {
     "  except (OSError, ValueError): pass\nwhile True: pass",
     "waiting for input": "input()\nimport time; time.sleep(60)",
     "fork bomb": "import os, signal\nfor _ in range(200):\n  if os.fork() == 0:\n    signal.alarm(20)\n    while True: pass",
-    "chain of forks": "import os, time, signal\nfor _ in range(200):\n  try:\n    if os.fork(): break\n  except OSError: break\n"
-    "signal.alarm(20)\nwhile True: pass",
+    "chain of forks": "import os, signal\nfor _ in range(200):\n  try:\n    if os.fork(): break\n"
+    "  except OSError: break\nsignal.alarm(20)\nwhile True: pass",
     "daemon": "import os, time\nif os.fork() == 0:\n  os.setsid()\n  if os.fork() == 0: time.sleep(60)\n  os._exit(0)\n"
     "raise SystemExit(3)",
     "orphans": "import os, time\nfor _ in range(10):\n  if os.fork() == 0: time.sleep(60)\nos._exit(0)",
