@@ -1,119 +1,101 @@
-"""One pass over a set of problems: sample, grade, keep every outcome. Training and `jaxgrpo eval` both use it."""
+"""A benchmark as a small YAML file: where its problems lie and, where they come as bare questions, how to ask them.
 
-import json
-import os
-import time
-from collections.abc import Callable
+Keys: title; files (names to look for, first come first served); hub ("org/name" or "org/name:file"), subset and split there. A
+table with the columns of a problem file (see jaxgrpo.data.files) needs no more. For one of questions and answers: question and
+answer (its columns), answer_after (the mark in the answer column behind which the answer stands), prompt (a text with
+{question}), data_source (which chooses the grader).
+"""
+
+import dataclasses
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+import yaml
 
-from jaxgrpo.data import EncodedPrompt
-from jaxgrpo.reward import Grade, GraderPool
-from jaxgrpo.rollout.engine import Engine
-from jaxgrpo.rollout.sampling import Sampling, sample_keys
-from jaxgrpo.rollout.scheduler import Request, Response, generate
+from jaxgrpo.data import DATA_SOURCE, DataError, Problem, heldout_problems
+from jaxgrpo.data.files import problems_of, read_rows
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """One response to one problem."""
-
-    question: int  # Problem.index
-    sample: int
-    response: str
-    score: float
-    tokens: int
-    truncated: bool
-    error: str | None = None  # set when the grader failed; the score is 0 then
-
-    def record(self) -> dict:
-        row = {key: getattr(self, key) for key in ("question", "sample", "response", "score", "tokens", "truncated")}
-        return row | ({"grader_error": self.error} if self.error else {})
+_FOLDER = Path(__file__).with_name("suites")
 
 
 @dataclass(frozen=True)
-class Graded:
-    """Responses and grades [prompt][sample], and the seconds spent decoding and, after that, waiting for grades."""
+class Suite:
+    """One benchmark; the keys of its file, and `name`, that file's name."""
 
-    responses: list[list[Response]]
-    grades: list[list[Grade]]
-    generate_s: float
-    grade_s: float
+    name: str
+    title: str
+    files: tuple[str, ...]
+    hub: str = ""
+    subset: str = ""
+    split: str = "train"
+    question: str = ""
+    answer: str = ""
+    answer_after: str = ""
+    prompt: str = ""
+    data_source: str = ""
 
+    def problems(self, folder: str) -> list[Problem]:
+        """The problems, from the first of `files` that lies in `folder` or in a folder in it, else from the hub.
 
-def sample_and_grade(
-    engine: Engine,
-    weights,
-    prompts: list[EncodedPrompt],
-    *,
-    tokenizer,
-    pool: GraderPool,
-    stream: str,
-    seed: int,
-    step: int,
-    samples: int,
-    sampling: Sampling,
-    max_new: int,
-    generate: Callable = generate,
-) -> Graded:
-    """Sample `samples` responses to every prompt. Grading starts as each one ends, while others are still being decoded.
+        Raises DataError when there are none, or when they lack what a problem needs.
+        """
+        if self.files == (DATA_SOURCE,):
+            return heldout_problems()
+        found = [path for name in self.files for path in (Path(folder) / name, *sorted(Path(folder).glob(f"*/{name}")))]
+        path = next((str(path) for path in found if path.exists()), self.hub)
+        if not path:
+            names = " or ".join(self.files)
+            raise DataError(f"suite {self.name}: there is no {names} in {folder}; put it there, or set eval.data to its folder")
+        rows = read_rows(path, (), split=self.split, subset=self.subset or None)
+        if self.question and "prompt" not in rows[0]:
+            rows = [self._row(row, f"{path}, row {index}") for index, row in enumerate(rows)]
+        for index, row in enumerate(rows):
+            missing = [column for column in ("data_source", "prompt", "reward_model") if column not in row]
+            if missing:
+                raise DataError(
+                    f"suite {self.name}: {path}, row {index} has no column {', '.join(missing)}; add it, or name the columns "
+                    "of a question and its answer in the suite's file"
+                )
+        return problems_of(rows, path)
 
-    generate: what makes them, with the signature of the scheduler's.
-    """
-    requests = [
-        Request(
-            p.tokens,
-            sample_keys(seed, stream, step, np.full(samples, p.problem.index), np.arange(samples)),
-            sampling,
-            max_new,
-        )
-        for p in prompts
-    ]
-
-    def grade(response: Response) -> None:
-        problem = prompts[response.request].problem
-        text = tokenizer.decode(response.tokens, skip_special_tokens=True)
-        item = (problem.data_source, text, problem.ground_truth, problem.extra_info)
-        pool.submit((response.request, response.sample), item)
-
-    start = time.perf_counter()
-    responses = generate(engine, weights, requests, on_finish=grade)
-    decoded = time.perf_counter()
-    grades = pool.drain()
-    table = [[grades[(p, s)] for s in range(samples)] for p in range(len(prompts))]
-    return Graded(responses, table, decoded - start, time.perf_counter() - decoded)
+    def _row(self, row: dict, where: str) -> dict:
+        for column in (self.question, self.answer):
+            if row.get(column) in (None, ""):
+                raise DataError(f"suite {self.name}: {where} has no {column}; mend it, or name the column in the suite's file")
+        answer = str(row[self.answer])
+        if self.answer_after:
+            answer = answer.rpartition(self.answer_after)[2]
+        prompt = self.prompt.replace("{question}", str(row[self.question]))
+        return {"data_source": self.data_source, "prompt": prompt, "reward_model": {"ground_truth": answer.strip()}}
 
 
-def outcomes(prompts: list[EncodedPrompt], graded: Graded, tokenizer) -> list[Outcome]:
-    """Outcomes in the order (problem, sample)."""
-    return [
-        Outcome(
-            prompt.problem.index,
-            response.sample,
-            tokenizer.decode(response.tokens, skip_special_tokens=True),
-            grade.score,
-            len(response.tokens),
-            response.finish == "length",
-            grade.error,
-        )
-        for prompt, group, marks in zip(prompts, graded.responses, graded.grades, strict=True)
-        for response, grade in zip(group, marks, strict=True)
-    ]
+def known_suites() -> tuple[str, ...]:
+    """Names of the suites that come with the package."""
+    return tuple(sorted(path.stem for path in _FOLDER.glob("*.yaml")))
 
 
-def pass_at_1(results: list[Outcome]) -> float:
-    """The mean score: with k samples a problem this is avg@k, the unbiased estimate of Pass@1."""
-    return float(np.mean([outcome.score for outcome in results]))
-
-
-def write_outcomes(path: Path, results: list[Outcome]) -> None:
-    """One JSON line per outcome; the file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(outcome.record(), ensure_ascii=False) + "\n" for outcome in results)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+def load_suite(name: str) -> Suite:
+    """The suite of that name, or of a YAML file given by its path. DataError for one that does not exist or is malformed."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else _FOLDER / f"{name}.yaml"
+    if not path.exists():
+        near = difflib.get_close_matches(name, known_suites(), n=1)
+        known = f"the suites are {', '.join(known_suites())}; or give the path of a YAML file"
+        hint = f"did you mean {near[0]}?" if near else known
+        raise DataError(f"there is no suite {name!r}; {hint}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = {"title": path.stem} | values | {"name": path.stem}
+        values["files"] = tuple(values.get("files", ()))
+        suite = Suite(**values)
+    except (yaml.YAMLError, TypeError, UnicodeDecodeError) as error:
+        keys = ", ".join(field.name for field in dataclasses.fields(Suite) if field.name != "name")
+        raise DataError(f"suite file {path}: {str(error).splitlines()[0]}; its keys are {keys}") from None
+    if not suite.files and not suite.hub:
+        raise DataError(f"suite file {path} names neither files nor a hub id; give it at least one of them")
+    raw = [suite.question, suite.answer, suite.prompt, suite.data_source]
+    if any(raw) and not all(raw):
+        raise DataError(f"suite file {path}: question, answer, prompt and data_source belong together; give all four or none")
+    if suite.prompt and "{question}" not in suite.prompt:
+        raise DataError(f"suite file {path}: the prompt has no {{question}} in it; say where the question goes")
+    return suite

@@ -45,6 +45,8 @@ def command_line() -> argparse.ArgumentParser:
     train.add_argument("--dry-run", action="store_true", help="print resolved config, mesh and bytes per device; run nothing")
     train.set_defaults(run=_train)
 
+    _add_eval_command(commands)
+
     convert = commands.add_parser("convert", help="Hugging Face weights to a directory that loads in shards")
     convert.add_argument("hf_dir", metavar="HF_DIR", help="Hugging Face directory or hub id")
     convert.add_argument("out_dir", metavar="OUT_DIR", help="new directory; `jaxgrpo train CONFIG model=OUT_DIR` reads it")
@@ -101,6 +103,48 @@ def command_line() -> argparse.ArgumentParser:
     fit = commands.add_parser("fit", help="fit the scaling law to metrics and predict", add_help=False)
     fit.set_defaults(run=_fit)
     return parser
+
+
+def _add_eval_command(commands) -> None:
+    evaluate = commands.add_parser(
+        "eval",
+        help="run benchmarks on a model or on a checkpoint of a run",
+        description="Ask every question of the suites, grade the answers, and write one JSON line for each, summary.json, "
+        "report.md and report.png to a folder. The same command goes on where it was stopped.",
+        epilog=_suites_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    evaluate.add_argument(
+        "config",
+        metavar="CONFIG",
+        nargs="?",
+        help="YAML file: the newest checkpoint of its run, or its model where there is none",
+    )
+    evaluate.add_argument("overrides", metavar="key=value", nargs="*", help="such as eval.samples=8 or eval.data=DIR")
+    evaluate.add_argument(
+        "--checkpoint", metavar="PATH", help="instead: run directory, one step of it, Hugging Face directory or hub id"
+    )
+    evaluate.add_argument(
+        "--suite",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME",
+        help="benchmarks, or YAML files that describe one; default: the eight of the paper",
+    )
+    evaluate.add_argument("--out", metavar="DIR", help="folder of the outcomes (default: in the run, or evaluations/MODEL)")
+    evaluate.add_argument("--compare", metavar="DIR", help="another model's outcomes, to compare with question by question")
+    evaluate.set_defaults(run=_eval)
+
+
+def _suites_help() -> str:
+    from eval.suite import known_suites, load_suite
+    from jaxgrpo.config import EVALUATION_KEYS, Config, flatten
+
+    suites = [f"  {name:<12} {load_suite(name).title}" for name in known_suites()]
+    defaults = flatten(Config())
+    keys = [f"  {key}={defaults[key]!s}" for key in EVALUATION_KEYS]
+    return "\n".join(["suites:", *suites, "", "keys and their defaults:", *keys])
 
 
 def _add_data_commands(commands) -> None:
@@ -169,6 +213,24 @@ def _add_bench_options(bench: argparse.ArgumentParser) -> None:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a configuration key, such as train.remat=layer"
     )
     bench.add_argument("--json", metavar="OUT", help="also write the object to this file")
+
+
+def _eval(arguments) -> int:
+    def run():
+        from jaxgrpo.config import Config
+
+        if arguments.config and "=" in arguments.config:  # with --checkpoint the first override stands where CONFIG would
+            arguments.overrides.insert(0, arguments.config)
+            arguments.config = None
+        arguments.overrides += [name for name in arguments.suite if "=" in name]  # --suite takes all that follows it
+        suites = [name for name in arguments.suite if "=" not in name]
+        _start_jax(Config())
+        from jaxgrpo.train.evaluation import evaluate, find_model
+
+        served = find_model(arguments.config, arguments.checkpoint, arguments.overrides)
+        evaluate(served, suites, arguments.out, arguments.compare)
+
+    return _reported(run)
 
 
 def _data_prepare(arguments) -> int:

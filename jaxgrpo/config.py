@@ -124,6 +124,9 @@ class EvalConfig:
     temperature: float = 0.7
     samples: int = 1  # responses per held-out problem
     limit: int = 0  # auto: all problems
+    suites: tuple[str, ...] = ()  # further benchmarks, by name or as YAML files: `jaxgrpo eval --help` lists them
+    suites_every: int = 10  # steps between evaluations on them
+    data: str = "data"  # folder in which suites look for their files
 
 
 @dataclass(frozen=True)
@@ -180,6 +183,35 @@ EXECUTION_KEYS = {
     "mesh.fsdp",
     "mesh.tensor",
 }
+
+
+SERVING_KEYS = (  # what a server looks at
+    "seed",
+    "data.max_prompt_tokens",
+    "data.tokenizer",
+    "rollout.temperature",
+    "rollout.top_k",
+    "rollout.top_p",
+    "rollout.min_p",
+    "rollout.max_new_tokens",
+    "rollout.slots",
+    "rollout.cache_gib",
+    "rollout.tensor",
+    "rollout.dtype",
+    "rollout.weights",
+    "rollout.cache_dtype",
+)
+EVALUATION_KEYS = (
+    *(key for key in SERVING_KEYS if key.rpartition(".")[2] not in ("temperature", "top_k", "top_p", "min_p")),
+    "eval.temperature",
+    "eval.samples",
+    "eval.limit",
+    "eval.data",
+    "reward.workers",
+    "reward.cpu_seconds",
+    "reward.wall_seconds",
+    "reward.sandbox",
+)
 
 
 def load_config(path: str | None, overrides: list[str] = ()) -> Config:
@@ -287,7 +319,8 @@ _AT_LEAST = {
     """,
     1: """
     data.prompts_per_step data.max_prompt_tokens rollout.samples rollout.max_new_tokens train.minibatch_prompts train.unroll
-    warmup.batch warmup.check_every eval.samples checkpoint.every checkpoint.keep mesh.data mesh.tensor algo.dual_clip
+    warmup.batch warmup.check_every eval.samples eval.suites_every checkpoint.every checkpoint.keep mesh.data mesh.tensor
+    algo.dual_clip
     """,
 }
 

@@ -90,7 +90,7 @@ def test_convert_train_and_export_are_a_circle(tmp_path):
 def test_the_serve_commands_lead_to_a_server(arguments, tmp_path, monkeypatch):
     """The command as it stands, on a tiny model; the server itself is tested in tests/rollout/test_serve.py."""
     from jaxgrpo.rollout import supervisor
-    from jaxgrpo.train.serving import find, make_engine
+    from jaxgrpo.train.inference import find, make_engine
 
     directory = tmp_path / "model"
     tokenizer = write_tiny_tokenizer(directory)

@@ -34,8 +34,13 @@ def load_problems(path: str) -> list[Problem]:
     Raises DataError for a file that is missing, unreadable, empty or of another kind, and for a row that lacks what a
     problem needs; the message names the file, the row (counted from 0), the value and the remedy.
     """
+    return problems_of(read_rows(path), path)
+
+
+def problems_of(rows: list[dict], path: str) -> list[Problem]:
+    """Rows of `path` with the columns of a problem file as problems; errors as in `load_problems`."""
     repairs = Repairs()
-    problems = [_problem(index, row, f"{path}, row {index}", repairs) for index, row in enumerate(read_rows(path))]
+    problems = [_problem(index, row, f"{path}, row {index}", repairs) for index, row in enumerate(rows)]
     if repairs:
         _LOG.info("%s: repaired %s", path, repairs)
     return problems
@@ -153,8 +158,10 @@ def _problem(index: int, row: dict, where: str, repairs: Repairs) -> Problem:
     return Problem(index, tuple(messages), row["data_source"], ground_truth, extra_info)
 
 
-def read_rows(path: str, columns: Sequence[str] = _PROBLEM_COLUMNS, split: str = "train") -> list[dict]:
-    """The rows of a file, at least one, each with all the columns. split: of a hub data set."""
+def read_rows(
+    path: str, columns: Sequence[str] = _PROBLEM_COLUMNS, *, split: str = "train", subset: str | None = None
+) -> list[dict]:
+    """The rows of a file, at least one, each with all the columns. split, subset: of a hub data set."""
     path = os.fspath(path)
     suffix = os.path.splitext(path)[1].lower()
     if os.path.isdir(path):
@@ -164,7 +171,7 @@ def read_rows(path: str, columns: Sequence[str] = _PROBLEM_COLUMNS, split: str =
             raise DataError(f"{path}: the suffix {suffix!r} is not supported; give a {' or '.join(_SUFFIXES)} file")
         rows, names = _read_parquet(path) if suffix == ".parquet" else _read_jsonl(path)
     elif _HUB_ID.fullmatch(path) and suffix not in _SUFFIXES or re.fullmatch(r"[\w.-]+/[\w.-]+:.+", path):
-        rows, names = _read_hub(path, split)
+        rows, names = _read_hub(path, split, subset)
     else:
         raise DataError(f"there is no file {path}; give a local {' or '.join(_SUFFIXES)} file or a hub id org/name[:file]")
     if not rows:
@@ -215,12 +222,12 @@ def _read_jsonl(path: str) -> tuple[list[dict], None]:
     return rows, None
 
 
-def _read_hub(path: str, split: str) -> tuple[list[dict], list[str]]:
+def _read_hub(path: str, split: str, subset: str | None) -> tuple[list[dict], list[str]]:
     name, _, file = path.partition(":")
     try:
         import datasets
 
-        data = datasets.load_dataset(name, data_files=file or None, split=split)
+        data = datasets.load_dataset(name, subset, data_files=file or None, split=split)
     except Exception as error:  # the hub client has no common base class for its failures
         raise DataError(
             f"{path}: there is no such local file, and the hub gave no data set of that name "

@@ -96,6 +96,11 @@ def load_params_anywhere(directory: Path) -> dict[str, jax.Array]:
         return checkpointer.restore(directory.absolute(), _on_default_device(checkpointer.metadata(directory.absolute())))
 
 
+def has_checkpoints(run: Path) -> bool:
+    """Whether the run directory holds at least one step."""
+    return any((run / "checkpoints").glob("[0-9]*/params"))
+
+
 def step_directory(path: Path) -> Path:
     """A step directory as it is, or the newest step of a run or checkpoints directory. CheckpointError if there is none."""
     for folder in (path / "checkpoints", path):

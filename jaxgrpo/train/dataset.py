@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from eval.suite import load_suite
 from jaxgrpo.config import Config, ConfigError
 from jaxgrpo.data import (
     DATA_SOURCE,
@@ -14,6 +15,7 @@ from jaxgrpo.data import (
     load_problems,
     training_problems,
 )
+from jaxgrpo.reward import sandbox
 from jaxgrpo.reward.router import grader_of
 
 
@@ -22,10 +24,11 @@ class TrainingPrompts:
 
     def __init__(self, config: Config, tokenizer):
         self.config, self.tokenizer, self.dropped = config, tokenizer, 0
+        self.sandbox: sandbox.Level | None = None  # at which code is run, where problems ask for code
         self._order = None
         if config.data.train != DATA_SOURCE:
             problems = load_problems(config.data.train)
-            check_gradable(problems)
+            self.sandbox = check_gradable(problems, config.reward.sandbox)
             self._prompts, self.dropped = _encode(problems, config, tokenizer)
             self._order = PromptOrder(len(self._prompts), config.data.prompts_per_step, config.data.order, config.seed)
 
@@ -67,15 +70,39 @@ def check_local_files(config: Config) -> None:
 def heldout_prompts(config: Config, tokenizer) -> tuple[list[EncodedPrompt], int]:
     """The held-out problems (the first eval.limit of them), and how many over-long ones were dropped."""
     problems = heldout_problems() if config.data.test == DATA_SOURCE else load_problems(config.data.test)
-    check_gradable(problems)
+    check_gradable(problems, config.reward.sandbox)
     return _encode(problems[: config.eval.limit or None], config, tokenizer)
+
+
+def suite_prompts(config: Config, tokenizer) -> dict[str, list[EncodedPrompt]]:
+    """The questions of eval.suites by suite; over-long ones are left out."""
+    suites = {}
+    for suite in map(load_suite, config.eval.suites):
+        problems = suite.problems(config.eval.data)[: config.eval.limit or None]
+        check_gradable(problems, config.reward.sandbox)
+        limit = config.data.max_prompt_tokens
+        suites[suite.name] = encode_prompts(problems, tokenizer, max_tokens=limit, overlong="drop")[0]
+    return suites
 
 
 def _encode(problems: list[Problem], config: Config, tokenizer) -> tuple[list[EncodedPrompt], int]:
     return encode_prompts(problems, tokenizer, max_tokens=config.data.max_prompt_tokens, overlong=config.data.overlong)
 
 
-def check_gradable(problems: list[Problem]) -> None:
-    """ValueError when a problem's data_source has no grader: known before the first token is sampled, not after."""
-    for data_source in {problem.data_source for problem in problems}:
-        grader_of(data_source)
+def check_gradable(problems: list[Problem], level: sandbox.Level) -> sandbox.Level | None:
+    """Refuse what cannot be graded before the first token is sampled, not after; returns the level at which code will be run.
+
+    UserError for a data_source without a grader, a ground truth that its grader cannot use, and code that the sandbox of this
+    machine cannot run at `level`. None means that no code will be run.
+    """
+    runs_code = False
+    for problem in problems:
+        grader = grader_of(problem.data_source)
+        try:
+            grader.grade("", problem.ground_truth, problem.extra_info)  # without an answer only the ground truth is looked at
+        except ValueError as error:
+            raise DataError(f"problem {problem.index} ({problem.data_source}): {error}; mend or remove the row") from None
+        runs_code = runs_code or grader.runs_code
+    if runs_code:
+        sandbox.require(level)
+    return level if runs_code else None

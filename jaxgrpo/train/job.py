@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eval.suite import Outcome, outcomes, pass_at_1, sample_and_grade
+from eval.sampling import Outcome, outcomes, pass_at_1, sample_and_grade
 from jaxgrpo.config import Config, ConfigError, replace
 from jaxgrpo.data import DATA_SOURCE, EncodedPrompt, load_tokenizer
 from jaxgrpo.model.hf import load_params
@@ -18,13 +18,14 @@ from jaxgrpo.model.parameters import abstract_parameters, count_parameters
 from jaxgrpo.model.source import ModelSource, resolve_model
 from jaxgrpo.parallel.mesh import rollout_mesh, trainer_mesh
 from jaxgrpo.reward import GraderPool
+from jaxgrpo.reward.router import grader_of
 from jaxgrpo.rollout import scheduler
 from jaxgrpo.rollout.driver_process import DriverProcess
 from jaxgrpo.rollout.engine import Engine
 from jaxgrpo.rollout.sampling import Sampling
 from jaxgrpo.train.accounting import FlopCounter, peak_flops
 from jaxgrpo.train.conversion import is_converted, load_converted
-from jaxgrpo.train.dataset import TrainingPrompts, check_local_files, heldout_prompts
+from jaxgrpo.train.dataset import TrainingPrompts, check_local_files, heldout_prompts, suite_prompts
 from jaxgrpo.train.optimizer import make_optimizer
 from jaxgrpo.train.rows import Rows, RowShape, Sequence, pack, pack_tightest
 from jaxgrpo.train.sizes import device_memory, engine_settings, resolve_sizes, row_shapes
@@ -46,6 +47,7 @@ class Job:
     prompts: TrainingPrompts
     heldout: list[EncodedPrompt]
     heldout_dropped: int
+    suites: dict[str, list[EncodedPrompt]]  # of eval.suites
     mesh: jax.sharding.Mesh
     engine: Engine
     pool: GraderPool
@@ -58,6 +60,13 @@ class Job:
     @property
     def platform(self) -> str:
         return self.mesh.devices.flat[0].platform
+
+    @property
+    def sandbox(self) -> str | None:
+        """The level at which the model's code is run; None where no problem asks for code."""
+        asked = [*self.heldout, *(prompt for prompts in self.suites.values() for prompt in prompts)]
+        code = self.prompts.sandbox or any(grader_of(prompt.problem.data_source).runs_code for prompt in asked)
+        return self.config.reward.sandbox if code else None
 
     @property
     def turn_end(self) -> int:
@@ -152,7 +161,7 @@ class Job:
                 self.score_reference.lower(reference, rows, used).compile()
 
     def sample(self, weights, prompts: list[EncodedPrompt], *, stream: str, step: int, samples: int, sampling: Sampling):
-        """Sampled and graded responses of `prompts`; see eval.suite.sample_and_grade."""
+        """Sampled and graded responses of `prompts`; see eval.sampling.sample_and_grade."""
         return sample_and_grade(
             self.engine,
             weights,
@@ -162,19 +171,17 @@ class Job:
             stream=stream,
             seed=self.config.seed,
             step=step,
-            samples=samples,
+            samples=[range(samples)] * len(prompts),
             sampling=sampling,
             max_new=self.config.rollout.max_new_tokens,
             generate=self.driver.generate if self.driver else scheduler.generate,
         )
 
     def evaluate(self, weights, step: int, stream: str = SUITE) -> list[Outcome]:
-        """Outcomes on the held-out problems."""
-        c = self.config.eval
-        graded = self.sample(
-            weights, self.heldout, stream=stream, step=step, samples=c.samples, sampling=Sampling(c.temperature)
-        )
-        return outcomes(self.heldout, graded, self.tokenizer)
+        """Outcomes on the suite that `stream` names, or for any other stream on the held-out problems."""
+        c, prompts = self.config.eval, self.suites.get(stream, self.heldout)
+        graded = self.sample(weights, prompts, stream=stream, step=step, samples=c.samples, sampling=Sampling(c.temperature))
+        return outcomes(prompts, graded, self.tokenizer)
 
     def pass_at_1(self, params: dict, step: int, stream: str) -> float:
         return pass_at_1(self.evaluate(self.engine.load_params(params), step, stream))
@@ -228,6 +235,7 @@ def prepare(config: Config) -> Job:
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     prompts = TrainingPrompts(config, tokenizer)
     heldout, dropped = heldout_prompts(config, tokenizer)
+    suites = suite_prompts(config, tokenizer)
     devices = jax.devices()
     config = replace(config, {"data.tokenizer": config.data.tokenizer or name, "train.steps": prompts.steps()})
     if config.train.profile > config.train.steps:
@@ -239,4 +247,4 @@ def prepare(config: Config) -> Job:
     reward = config.reward
     pool = GraderPool(reward.workers, reward.cpu_seconds, reward.wall_seconds, sandbox=reward.sandbox)
     driver = DriverProcess() if config.rollout.driver == "jetstream" else None
-    return Job(config, source, tokenizer, stop_ids, pad_id, prompts, heldout, dropped, mesh, engine, pool, driver)
+    return Job(config, source, tokenizer, stop_ids, pad_id, prompts, heldout, dropped, suites, mesh, engine, pool, driver)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eval.suite import Graded, pass_at_1, write_outcomes
+from eval.sampling import Graded, pass_at_1, write_records
 from jaxgrpo.algo import group_advantages
 from jaxgrpo.config import Config
 from jaxgrpo.train.accounting import update_bytes
@@ -173,8 +173,7 @@ class Trainer:
         self.count(work)
         record = measured | self.rollout_metrics(graded, rewards_PG, work) | {"policy_version": step - 1}
         last = step == config.train.steps
-        if config.eval.every and (step % config.eval.every == 0 or last):
-            record |= self.evaluate(state, step)
+        record |= self.evaluate(state, step)
         record["step_s"] = time.perf_counter() - started
         record["other_s"] = record["step_s"] - sum(self.seconds[phase] for phase in PHASES if phase != "save_s")
         self.log(step, record)
@@ -225,14 +224,22 @@ class Trainer:
         return self.weights
 
     def evaluate(self, state: TrainState, step: int) -> dict:
-        if not self.config.eval.every:
-            return {}
-        weights = self.sampler_weights(state)
-        with self.timed("eval_s"):
-            results = self.job.evaluate(weights, step)
-            write_outcomes(self.run.eval_file(SUITE, step), results)
-        self.totals.grader_errors += sum(r.error is not None for r in results)
-        return {"test_loss": 1.0 - pass_at_1(results), "test_n": len(self.job.heldout)}
+        """Metrics of the evaluations that are due at this step, whose outcomes are written down."""
+        c, last = self.config.eval, step == self.config.train.steps
+        due = [SUITE] if c.every and (step % c.every == 0 or last) else []
+        due += [name for name in self.job.suites if step % c.suites_every == 0 or last]
+        record = {}
+        for suite in due:
+            weights = self.sampler_weights(state)
+            with self.timed("eval_s"):
+                results = self.job.evaluate(weights, step, suite)
+                write_records(self.run.eval_file(suite, step), [result.record() for result in results])
+            self.totals.grader_errors += sum(r.error is not None for r in results)
+            if suite == SUITE:
+                record |= {"test_loss": 1.0 - pass_at_1(results), "test_n": len(self.job.heldout)}
+            else:
+                record[f"suite_{suite}"] = pass_at_1(results)
+        return record
 
     def rewards(self, graded: Graded, step: int) -> np.ndarray:
         """[P, G] float32. `reward.shuffle` deals them out at random over the step: a control that must not learn."""

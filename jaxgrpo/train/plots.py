@@ -8,15 +8,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from eval.statistics import wilson
+
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"  # Okabe and Ito's colour-blind safe palette
-
-
-def wilson_interval(successes: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (E. B. Wilson 1927), about 95 % for z = 1.96."""
-    p = successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return centre - half, centre + half
 
 
 def draw_learning_curve(records: list[dict], path: Path, *, title: str) -> None:
@@ -44,7 +38,8 @@ def _pass1_panel(axis, tested: list[dict], trained: list[dict]) -> None:
     if tested:
         steps = [r["step"] for r in tested]
         score = np.array([1 - r["test_loss"] for r in tested])
-        low, high = np.transpose([wilson_interval(p * r["test_n"], r["test_n"]) for p, r in zip(score, tested, strict=True)])
+        intervals = [wilson(float(p), r["test_n"]) for p, r in zip(score, tested, strict=True)]
+        low, high = [interval.low for interval in intervals], [interval.high for interval in intervals]
         axis.fill_between(steps, low, high, color=BLUE, alpha=0.2, lw=0)
         axis.plot(steps, score, color=BLUE, marker="o", ms=3, lw=1.6)
         axis.annotate(f"{score[0]:.2f}", (steps[0], score[0]), xytext=(6, -14), textcoords="offset points", color=BLUE)

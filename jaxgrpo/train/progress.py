@@ -42,6 +42,11 @@ class Progress:
         for what, dropped in (("training", job.prompts.dropped), ("held-out", job.heldout_dropped)):
             if dropped:
                 self.say(f"dropped   {dropped} {what} prompts longer than data.max_prompt_tokens={c.data.max_prompt_tokens}")
+        if job.suites:
+            counts = ", ".join(f"{name} {len(prompts):,}" for name, prompts in job.suites.items())
+            self.say(f"suites    {counts} questions, every {c.eval.suites_every} steps")
+        if job.sandbox:
+            self.say(f"sandbox   {job.sandbox}: code that the model writes is run")
         overlap = job.prompts.also_in(job.heldout)
         if overlap:
             self.say(

@@ -81,7 +81,7 @@ def resolve_sizes(config: Config, model: ModelConfig, devices: int, device_bytes
         changes["rollout.tensor"] = rollout_tensor_size(model.heads, devices, weights, free)
     elif devices % config.rollout.tensor:
         raise ConfigError(f"rollout.tensor={config.rollout.tensor} does not divide the {devices} devices.")
-    changes["rollout.chunk"] = config.rollout.chunk or _chunk(config.rollout.max_new_tokens)
+    changes["rollout.chunk"] = config.rollout.chunk or default_chunk(config.rollout.max_new_tokens)
     changes["rollout.prefill_tokens"] = config.rollout.prefill_tokens or max(
         config.data.max_prompt_tokens, min(8192, config.data.prompts_per_step * config.data.max_prompt_tokens)
     )
@@ -93,7 +93,8 @@ def resolve_sizes(config: Config, model: ModelConfig, devices: int, device_bytes
     return replace(config, {"rollout.slots": _slots(config, model, devices)})
 
 
-def _chunk(max_new: int) -> int:
+def default_chunk(max_new: int) -> int:
+    """Tokens decoded per dispatch for answers of up to `max_new`."""
     return max(1, min(max_new - 1, max(MIN_CHUNK, min(MAX_CHUNK, max_new // 128))))
 
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from jaxgrpo.cli import main
-from jaxgrpo.config import Config, ConfigError, replace, to_yaml
+from jaxgrpo.config import SERVING_KEYS, Config, ConfigError, replace, to_yaml
 from jaxgrpo.model import load_hf
 from jaxgrpo.train.checkpoint import CheckpointError, save_params
 from jaxgrpo.train.conversion import convert
-from jaxgrpo.train.serving import KEYS, find, load_weights, make_engine, serving_sizes
+from jaxgrpo.train.inference import find, load_weights, make_engine, serving_sizes
 from tests.data.tiny_hf import write_tiny_tokenizer
 from tests.model.tiny_hf_model import write_tiny_model
 
@@ -94,7 +94,7 @@ def test_the_help_of_the_command_names_the_keys(capsys):
     with pytest.raises(SystemExit):
         main(["serve", "--help"])
     text = capsys.readouterr().out
-    assert all(key in text for key in KEYS)
+    assert all(key in text for key in SERVING_KEYS)
 
 
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path):

@@ -1,0 +1,147 @@
+"""An evaluation in a folder: one JSON line for each question and sample, written as they are graded, and gone on with after a
+kill.
+
+    settings.json           what was asked of which model; another question about another model needs another folder
+    SUITE.partial.jsonl     outcomes so far, in the order in which they ended
+    SUITE.jsonl             all outcomes, by question and sample, once the suite is complete
+    summary.json, report.md, report.png
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from eval.sampling import Outcome, read_records, sample_and_grade, write_records
+from jaxgrpo.data import EncodedPrompt
+from jaxgrpo.errors import UserError
+from jaxgrpo.reward import GraderPool
+from jaxgrpo.rollout.engine import Engine
+from jaxgrpo.rollout.sampling import Sampling
+
+
+class EvaluationError(UserError):
+    """An evaluation that cannot go on; the message says why and what would help."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Questions:
+    """The questions of one suite as token ids; `overlong` were left out because their prompts are too long."""
+
+    name: str
+    title: str
+    prompts: list[EncodedPrompt]
+    overlong: int = 0
+
+
+class EvaluationFolder:
+    """Where the outcomes of one model lie, and what was asked."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._lock = None
+
+    def open(self, settings: dict) -> None:
+        """Begin an evaluation here, or go on with one of the same settings, to which more may come. EvaluationError for a
+        folder that holds another evaluation or that another process writes to."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.path / "lock", "w")  # noqa: SIM115 (held until the process ends)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise EvaluationError(f"another process writes to {self.path}: wait for it, or choose another --out.") from None
+        except OSError as error:
+            raise EvaluationError(f"{self.path} cannot be used ({error.strerror}): choose another --out.") from None
+        file = self.path / "settings.json"
+        stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        changed = [
+            f"{key}: {stored[key]} there, {value} here" for key, value in settings.items() if stored.get(key, value) != value
+        ]
+        if changed:
+            raise EvaluationError(f"{self.path} holds another evaluation ({'; '.join(changed)}): choose another --out.")
+        temporary = file.with_suffix(".tmp")
+        temporary.write_text(json.dumps(stored | settings, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, file)
+
+    @property
+    def settings(self) -> dict:
+        """What was asked. EvaluationError where no evaluation is."""
+        try:
+            return json.loads((self.path / "settings.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise EvaluationError(f"{self.path} holds no evaluation ({error}): name one that `jaxgrpo eval` wrote.") from None
+
+    def outcomes(self, suite: str) -> list[dict] | None:
+        """All outcomes of a complete suite by question and sample, else None."""
+        path = self.path / f"{suite}.jsonl"
+        return read_records(path) if path.exists() else None
+
+    def partial(self, suite: str) -> Path:
+        """Where the outcomes of a suite are collected."""
+        return self.path / f"{suite}.partial.jsonl"
+
+    def complete(self, suite: str, records: list[dict]) -> None:
+        """All outcomes of a suite are there."""
+        write_records(self.path / f"{suite}.jsonl", sorted(records, key=lambda r: (r["question"], r["sample"])))
+        self.partial(suite).unlink(missing_ok=True)
+
+
+def run_suite(
+    engine: Engine,
+    weights,
+    questions: Questions,
+    folder: EvaluationFolder,
+    *,
+    tokenizer,
+    pool: GraderPool,
+    seed: int,
+    step: int,
+    samples: int,
+    sampling: Sampling,
+    max_new: int,
+    report: Callable[[int, int, float], None] = lambda done, total, right: None,
+) -> list[dict]:
+    """Outcomes of a suite, `samples` a question, those that the folder holds already included; nothing is asked twice.
+
+    report: called with (outcomes so far, all there will be, mean score so far) after every one.
+    """
+    stored = folder.outcomes(questions.name)
+    if stored is not None:
+        return stored
+    records = read_records(folder.partial(questions.name))
+    known = {(record["question"], record["sample"]) for record in records}
+    missing = [[s for s in range(samples) if (prompt.problem.index, s) not in known] for prompt in questions.prompts]
+    total, right = samples * len(questions.prompts), sum(record["score"] for record in records)
+    write_records(folder.partial(questions.name), records)  # without a torn line
+    report(len(records), total, right / max(1, len(records)))
+    with open(folder.partial(questions.name), "a", encoding="utf-8") as file:
+
+        def keep(outcome: Outcome) -> None:
+            nonlocal right
+            record = outcome.record()
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.flush()
+            records.append(record)
+            right += outcome.score
+            report(len(records), total, right / len(records))
+
+        sample_and_grade(
+            engine,
+            weights,
+            questions.prompts,
+            tokenizer=tokenizer,
+            pool=pool,
+            stream=questions.name,
+            seed=seed,
+            step=step,
+            samples=missing,
+            sampling=sampling,
+            max_new=max_new,
+            on_outcome=keep,
+        )
+    folder.complete(questions.name, records)
+    return folder.outcomes(questions.name)

@@ -1,0 +1,148 @@
+"""One pass over a set of problems: sample, grade, keep every outcome. Training and `jaxgrpo eval` both use it."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from jaxgrpo.data import EncodedPrompt
+from jaxgrpo.reward import Grade, GraderPool
+from jaxgrpo.rollout.engine import Engine
+from jaxgrpo.rollout.sampling import Sampling, sample_keys
+from jaxgrpo.rollout.scheduler import Request, Response, generate
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One response to one problem."""
+
+    question: int  # Problem.index
+    sample: int
+    response: str
+    score: float
+    tokens: int
+    truncated: bool
+    error: str | None = None  # set when the grader failed; the score is 0 then
+    figures: dict[str, float] = field(default_factory=dict)  # further measures of the grader
+
+    def record(self) -> dict:
+        row = {key: getattr(self, key) for key in ("question", "sample", "response", "score", "tokens", "truncated")}
+        return row | self.figures | ({"grader_error": self.error} if self.error else {})
+
+
+@dataclass(frozen=True)
+class Graded:
+    """Responses and grades [prompt][sample], and the seconds spent decoding and, after that, waiting for grades."""
+
+    responses: list[list[Response]]
+    grades: list[list[Grade]]
+    generate_s: float
+    grade_s: float
+
+
+def sample_and_grade(
+    engine: Engine,
+    weights,
+    prompts: list[EncodedPrompt],
+    *,
+    tokenizer,
+    pool: GraderPool,
+    stream: str,
+    seed: int,
+    step: int,
+    samples: Sequence[Sequence[int]],
+    sampling: Sampling,
+    max_new: int,
+    generate: Callable = generate,
+    on_outcome: Callable[[Outcome], None] | None = None,
+) -> Graded:
+    """Sample responses to every prompt. Grading starts as each one ends, while others are still being decoded.
+
+    samples: the numbers of the samples to draw, for each prompt; what a sample says depends on its number, not on which others
+    are drawn. generate: what makes them, with the signature of the scheduler's. on_outcome: sees each one soon after its grade
+    is there, in the order in which they end.
+    """
+    requests = [
+        Request(
+            prompt.tokens,
+            sample_keys(seed, stream, step, np.full(len(numbers), prompt.problem.index), np.asarray(numbers)),
+            sampling,
+            max_new,
+        )
+        for prompt, numbers in zip(prompts, samples, strict=True)
+    ]
+    ended: dict[tuple[int, int], Response] = {}
+    grades: dict[tuple[int, int], Grade] = {}
+
+    def collect(arrived: dict[tuple[int, int], Grade]) -> None:
+        grades.update(arrived)
+        if on_outcome:
+            for (p, s), grade in arrived.items():
+                on_outcome(_outcome(prompts[p], samples[p][s], ended[p, s], grade, tokenizer))
+
+    def grade(response: Response) -> None:
+        problem = prompts[response.request].problem
+        text = tokenizer.decode(response.tokens, skip_special_tokens=True)
+        key = (response.request, response.sample)
+        ended[key] = response
+        pool.submit(key, (problem.data_source, text, problem.ground_truth, problem.extra_info))
+        if on_outcome:
+            collect(pool.finished())
+
+    start = time.perf_counter()
+    responses = generate(engine, weights, requests, on_finish=grade)
+    decoded = time.perf_counter()
+    collect(pool.drain())
+    table = [[grades[p, s] for s in range(len(numbers))] for p, numbers in enumerate(samples)]
+    return Graded(responses, table, decoded - start, time.perf_counter() - decoded)
+
+
+def outcomes(prompts: list[EncodedPrompt], graded: Graded, tokenizer) -> list[Outcome]:
+    """Outcomes in the order (problem, sample), where the samples of each prompt are numbered from 0."""
+    return [
+        _outcome(prompt, response.sample, response, grade, tokenizer)
+        for prompt, group, marks in zip(prompts, graded.responses, graded.grades, strict=True)
+        for response, grade in zip(group, marks, strict=True)
+    ]
+
+
+def _outcome(prompt: EncodedPrompt, sample: int, response: Response, grade: Grade, tokenizer) -> Outcome:
+    text = tokenizer.decode(response.tokens, skip_special_tokens=True)
+    truncated = response.finish == "length"
+    return Outcome(
+        prompt.problem.index, int(sample), text, grade.score, len(response.tokens), truncated, grade.error, grade.figures
+    )
+
+
+def pass_at_1(results: list[Outcome]) -> float:
+    """The mean score: with k samples a problem this is avg@k, the unbiased estimate of Pass@1."""
+    return float(np.mean([outcome.score for outcome in results]))
+
+
+def write_records(path: Path, records: list[dict]) -> None:
+    """One JSON line per outcome; the file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_records(path: Path) -> list[dict]:
+    """The whole lines of a file of outcomes; a line torn by a kill is left out, an absent file has none."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_bytes().split(b"\n"):
+        try:
+            record = json.loads(line)
+            records.append({"question": int(record["question"]), "sample": int(record["sample"])} | record)
+        except (ValueError, TypeError, KeyError):
+            continue
+    return records

@@ -1,0 +1,183 @@
+"""`jaxgrpo eval`: suites on a model or on a checkpoint of a run, in a folder that can be gone on with."""
+
+import hashlib
+import json
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from eval.report import SuiteResult, write_report
+from eval.run import EvaluationFolder, Questions, run_suite
+from eval.suite import load_suite
+from jaxgrpo.config import EVALUATION_KEYS, ConfigError, load_config
+from jaxgrpo.data import DATA_SOURCE, encode_prompts
+from jaxgrpo.reward import GraderPool
+from jaxgrpo.rollout.sampling import Sampling
+from jaxgrpo.train.checkpoint import has_checkpoints
+from jaxgrpo.train.dataset import check_gradable
+from jaxgrpo.train.inference import Served, batch_engine, find, load_weights, tokenizer_of
+
+SUITES = ("heldout", "math_500", "aime2024", "amc2023", "gsm8k", "humaneval", "zebra", "supergpqa")
+_LINES = 10  # progress lines of a suite where there is no terminal
+
+
+def find_model(config: str | None, checkpoint: str | None, overrides: list[str]) -> Served:
+    """What is to be evaluated: `checkpoint`, or for a config the newest checkpoint of its run, or its model before any step."""
+    if (config is None) == (checkpoint is None):
+        raise ConfigError("name either a CONFIG or a --checkpoint: the first evaluates that config's run or model.")
+    if checkpoint is None:
+        configured = load_config(config, overrides)
+        if has_checkpoints(Path(configured.run_dir)):
+            overrides = [override for override in overrides if not override.startswith(("run_dir=", "model="))]
+            return find(configured.run_dir, overrides, keys=EVALUATION_KEYS)
+        overrides = [override for override in overrides if not override.startswith(("run_dir=", "model="))]
+        return find(configured.model, overrides, keys=EVALUATION_KEYS, config=config)
+    return find(checkpoint, overrides, keys=EVALUATION_KEYS)
+
+
+def evaluate(served: Served, suites: list[str], out: str | None, compare: str | None) -> list[SuiteResult]:
+    """Run the suites (empty: those that fit the model's data) on `served`, write the report, print it; returns the figures."""
+    console = Console(highlight=False, soft_wrap=True)
+    c = served.config
+    names = suites or ([DATA_SOURCE] if c.data.test == DATA_SOURCE and served.step else list(SUITES))
+    other = EvaluationFolder(compare) if compare else None
+    if other:
+        other.settings  # noqa: B018 (an error now, not after the work)
+    tokenizer = tokenizer_of(served)
+    asked, digests = [], {}
+    for suite in dict.fromkeys(map(load_suite, names)):
+        problems = suite.problems(c.eval.data)[: c.eval.limit or None]
+        level = check_gradable(problems, c.reward.sandbox)
+        if level:
+            console.print(f"sandbox   {level}: {suite.title} runs code that the model wrote")
+        prompts, overlong = encode_prompts(problems, tokenizer, max_tokens=c.data.max_prompt_tokens, overlong="drop")
+        if overlong:
+            console.print(
+                f"left out  {overlong} of {len(problems)} prompts of {suite.title}, over {c.data.max_prompt_tokens} tokens"
+            )
+        asked.append(Questions(suite.name, suite.title, prompts, overlong))
+        digests[suite.name] = _digest(prompts)
+    folder = EvaluationFolder(out or _default_folder(served))
+    folder.open(_settings(served, asked, digests))
+    todo = [questions for questions in asked if folder.outcomes(questions.name) is None]
+    if todo:
+        _run(served, todo, folder, tokenizer, console)
+    results = write_report(folder, [questions.name for questions in asked], other)
+    console.print(result_table(results, served.name))
+    console.print(f"report    {folder.path / 'report.md'}, {folder.path / 'report.png'}", markup=False)
+    return results
+
+
+def _run(served: Served, todo: list[Questions], folder: EvaluationFolder, tokenizer, console: Console) -> None:
+    c = served.config
+    most = max(len(questions.prompts) for questions in todo) * c.eval.samples
+    console.print(f"model     {served.name}", markup=False)
+    engine = batch_engine(served, tokenizer, most)
+    weights = load_weights(served, engine)
+    with GraderPool(c.reward.workers, c.reward.cpu_seconds, c.reward.wall_seconds, sandbox=c.reward.sandbox) as pool:
+        for questions in todo:
+            with _Progress(console, questions.title) as progress:
+                run_suite(
+                    engine,
+                    weights,
+                    questions,
+                    folder,
+                    tokenizer=tokenizer,
+                    pool=pool,
+                    seed=c.seed,
+                    step=served.step_number,
+                    samples=c.eval.samples,
+                    sampling=Sampling(c.eval.temperature),
+                    max_new=c.rollout.max_new_tokens,
+                    report=progress.update,
+                )
+
+
+def result_table(results: list[SuiteResult], model: str) -> Table:
+    """The closing table of an evaluation."""
+    samples, compared = results[0].samples, any(result.comparison for result in results)
+    table = Table(title=model, title_justify="left")
+    heads = ["suite", "questions", f"avg@{samples}", "95 % interval"]
+    heads += [f"pass@{max(results[0].pass_at)}"] if samples > 1 else []
+    heads += ["tokens", "cut off", "over-long", "grader errors"] + (["difference", "p"] if compared else [])
+    for head in heads:
+        table.add_column(head, justify="left" if head == "suite" else "right")
+    for r in results:
+        cells = [r.title, f"{r.questions:,}", f"{r.avg.value:.3f}", f"{r.avg.low:.3f} to {r.avg.high:.3f}"]
+        cells += [f"{r.pass_at[max(r.pass_at)].value:.3f}"] if samples > 1 else []
+        cells += [f"{r.tokens:,.0f}", f"{r.truncated:.0%}", str(r.overlong), str(r.grader_errors)]
+        if compared:
+            cells += [f"{r.comparison.difference.value:+.3f}", f"{r.comparison.p_value:.3g}"] if r.comparison else ["", ""]
+        table.add_row(*cells)
+    return table
+
+
+class _Progress:
+    """A bar on a terminal, a line for every tenth of a suite elsewhere."""
+
+    def __init__(self, console: Console, title: str):
+        self.console, self.title, self.shown, self.started = console, title, 0, time.monotonic()
+        self.bar = None
+        if console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self.bar = Progress(*columns, console=console)
+            self.task = self.bar.add_task(title)
+
+    def __enter__(self) -> "_Progress":
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def update(self, done: int, total: int, score: float) -> None:
+        if self.bar:
+            self.bar.update(self.task, completed=done, total=total, description=f"{self.title}  {score:.3f}")
+        elif done == total or done * _LINES // total > self.shown:
+            self.shown = done * _LINES // total
+            seconds = time.monotonic() - self.started
+            self.console.print(f"{self.title:<20} {done:,} of {total:,} answers, score {score:.3f}, {seconds:.0f} s")
+
+
+def _settings(served: Served, asked: list[Questions], digests: dict[str, str]) -> dict:
+    c = served.config
+    return {
+        "model": served.name,
+        "seed": c.seed,
+        "temperature": c.eval.temperature,
+        "samples": c.eval.samples,
+        "limit": c.eval.limit,
+        "max_prompt_tokens": c.data.max_prompt_tokens,
+        "max_new_tokens": c.rollout.max_new_tokens,
+        "dtype": c.rollout.dtype,
+        "weights": c.rollout.weights or c.rollout.dtype,
+        "cache": c.rollout.cache_dtype or c.rollout.dtype,
+    } | {
+        f"suite {q.name}": {
+            "title": q.title,
+            "questions": len(q.prompts),
+            "overlong": q.overlong,
+            "digest": digests[q.name],
+        }
+        for q in asked
+    }
+
+
+def _digest(prompts) -> str:
+    """Of the questions and their reference answers, without the tokens, so that models of other tokenizers can be compared."""
+    known = hashlib.sha256()
+    for prompt in prompts:
+        problem = prompt.problem
+        known.update(json.dumps([problem.index, problem.messages, problem.ground_truth], default=str, sort_keys=True).encode())
+    return known.hexdigest()[:16]
+
+
+def _default_folder(served: Served) -> str:
+    if served.step is not None:
+        return str(served.step.parent.parent / "evaluations" / served.step.name)
+    return str(Path("evaluations") / str(served.name).strip("/").replace("/", "--"))
