@@ -155,6 +155,13 @@ def draw(results: list[SuiteResult], path: Path, model: str, against: str | None
     axes[0, 0].set(xlim=(0, 1.12), xlabel=f"avg@{samples}, 95 % interval", xticks=np.arange(0, 1.1, 0.2))
     axes[0, 0].set_yticks(places, labels)
     if against is not None:
+        for place, r in zip(places, results, strict=True):
+            if r.comparison:
+                before = r.avg.value - r.comparison.difference.value
+                axes[0, 0].plot([before], [place], "o", mfc="none", color="#666666", ms=5)
+        axes[0, 0].plot([], [], "o", mfc="none", color="#666666", ms=5, label=Path(against).name)
+        axes[0, 0].legend(fontsize=8, frameon=False, loc="lower right")
+        axes[0, 1].locator_params(axis="x", nbins=6)
         compared = [
             (place, result.comparison.difference) for place, result in zip(places, results, strict=True) if result.comparison
         ]

@@ -41,6 +41,8 @@ def find_model(config: str | None, checkpoint: str | None, overrides: list[str])
 def evaluate(served: Served, suites: list[str], out: str | None, compare: str | None) -> list[SuiteResult]:
     """Run the suites (empty: those that fit the model's data) on `served`, write the report, print it; returns the figures."""
     console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 120  # of a table in a log
     c = served.config
     names = suites or ([DATA_SOURCE] if c.data.test == DATA_SOURCE and served.step else list(SUITES))
     other = EvaluationFolder(compare) if compare else None
@@ -102,7 +104,7 @@ def result_table(results: list[SuiteResult], model: str) -> Table:
     table = Table(title=model, title_justify="left")
     heads = ["suite", "questions", f"avg@{samples}", "95 % interval"]
     heads += [f"pass@{max(results[0].pass_at)}"] if samples > 1 else []
-    heads += ["tokens", "cut off", "over-long", "grader errors"] + (["difference", "p"] if compared else [])
+    heads += ["tokens", "cut off", "over-long", "errors"] + (["difference", "p"] if compared else [])
     for head in heads:
         table.add_column(head, justify="left" if head == "suite" else "right")
     for r in results:
