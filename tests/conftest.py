@@ -1,6 +1,7 @@
 """Eight virtual CPU devices for every test, set before jax is imported anywhere; the same drawn examples in every run."""
 
 import os
+import sys
 
 from hypothesis import settings
 
@@ -9,3 +10,18 @@ settings.load_profile("same-every-time")
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
+def pytest_sessionfinish(session, exitstatus):
+    """In continuous integration a test that is skipped is a test that nobody notices to be missing: it fails the run."""
+    if os.environ.get("CI") != "true" or exitstatus != 0:
+        return
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    skipped = [report for report in reporter.stats.get("skipped", []) if not _expected(str(report.longrepr))]
+    if skipped:
+        reporter.write_line(f"unexpected skips: {', '.join(sorted({report.nodeid for report in skipped}))}", red=True)
+        session.exitstatus = 1
+
+
+def _expected(reason: str) -> bool:
+    return "could not import 'torch'" in reason and sys.version_info >= (3, 12)  # no small build of it is to be had there

@@ -19,6 +19,10 @@ from jaxgrpo.rollout.engine import Engine, EngineError, NonFiniteError
 from jaxgrpo.rollout.sampling import Sampling
 from jaxgrpo.rollout.slots import Chunk, FirstTokens, Placement, Prefix
 
+# Results that may be on their way at once. XLA's CPU client holds 32 programs of a device and locks up when it is full of
+# collectives whose other half was not launched yet; an insertion is two programs.
+MAX_UNREAD = 8
+
 
 @dataclass(frozen=True)
 class Request:
@@ -146,6 +150,8 @@ class _Rollout:
                 state = self.engine.init_decode_state(max(seat.longest for seat in seats.values()))
             state, first = self.engine.insert_group(prefix, state, placements)
             self.unread.append((first, seats))
+            while len(self.unread) > MAX_UNREAD:
+                self.read()
         return state
 
     def prefill(self) -> None:

@@ -64,7 +64,10 @@ def check_local_files(config: Config) -> None:
     }
     for key, path in files.items():
         if path.endswith((".parquet", ".jsonl")) and ":" not in path and not Path(path).exists():
-            raise DataError(f"{key}={path}: there is no such file; fetch it, or set {key} to the one you have.")
+            raise DataError(
+                f"{key}={path}: there is no such file; `jaxgrpo data prepare LLM360/guru-RL-92k data` makes those of the "
+                f"paper, or set {key} to the one you have."
+            )
 
 
 def heldout_prompts(config: Config, tokenizer) -> tuple[list[EncodedPrompt], int]:

@@ -125,7 +125,11 @@ class Trainer:
         if not self.run.warm_start.exists():
             job = self.job
             encode = make_encoder(
-                job.tokenizer, job.turn_end, self.config.data.max_prompt_tokens, self.config.rollout.max_new_tokens
+                job.tokenizer,
+                job.turn_end,
+                self.config.data.max_prompt_tokens,
+                self.config.rollout.max_new_tokens,
+                self.config.data.overlong,
             )
             params = warm_up(
                 job.initial_params(),
@@ -197,6 +201,7 @@ class Trainer:
                 old = self.old_logprobs(state, rows, used, first == 0)
                 reference = None if self.reference is None else self.job.score_reference(self.reference, rows, used)
                 minibatches.append((rows, old, reference, used))
+                jax.block_until_ready(minibatches[-2:-1])  # few in flight, see scheduler.MAX_UNREAD
             differences = [_logprob_difference(rows, old) for rows, old, _, _ in minibatches[1:]]
             jax.block_until_ready((minibatches, differences))
         self.micro_batches = int(sum(used for *_, used in minibatches))
@@ -205,6 +210,7 @@ class Trainer:
             for rows, old, reference, used in minibatches:
                 state, metrics = self.job.update(state, rows, old, reference, used)
                 measured.append(metrics)
+                jax.block_until_ready(measured[-2:-1])
             measured = jax.device_get(measured)
         return state, self.update_metrics(measured, differences)
 
@@ -277,6 +283,7 @@ class Trainer:
             "response_length_mean": float(work.response_PG.mean()),
             "truncated_fraction": float(np.mean([r.finish == "length" for group in graded.responses for r in group])),
             "equal_reward_groups": float(np.mean(rewards_PG.min(axis=1) == rewards_PG.max(axis=1))),
+            "graded_per_s": rewards_PG.size / (self.seconds["rollout_s"] + self.seconds["grade_s"]),
             "rollout_tokens_per_s": float(work.response_PG.sum() / self.seconds["rollout_s"]),
             "update_tokens_per_s": float(work.lengths.sum() / (self.seconds["score_s"] + update_s)),
             "update_bytes_per_s": moved / update_s,

@@ -75,14 +75,19 @@ def file_examples(path: str, seed: int, batch: int, encode: Callable) -> Iterato
         yield encode([rows[i] for i in chosen])
 
 
-def make_encoder(tokenizer, stop_id: int, max_prompt: int, max_new: int) -> Callable:
-    """`encode(pairs) -> examples`: chat template around the prompt, the stop token after the response, cut to the limits."""
+def make_encoder(tokenizer, stop_id: int, max_prompt: int, max_new: int, overlong: str = "error") -> Callable:
+    """`encode(pairs) -> examples`: chat template around the prompt, the stop token after the response, cut to max_new.
+
+    overlong: what becomes of a prompt of more than max_prompt tokens, as in `data.encode_prompts`.
+    """
 
     def encode(pairs: list[tuple[Problem, str]]) -> list[Example]:
         prompts: list[EncodedPrompt] = encode_prompts(
-            [problem for problem, _ in pairs], tokenizer, max_tokens=max_prompt, overlong="error"
+            [problem for problem, _ in pairs], tokenizer, max_tokens=max_prompt, overlong=overlong
         )[0]
-        responses = tokenizer([text for _, text in pairs], add_special_tokens=False)["input_ids"]
+        kept = {id(prompt.problem) for prompt in prompts}
+        texts = [text for problem, text in pairs if id(problem) in kept]
+        responses = tokenizer(texts, add_special_tokens=False)["input_ids"]
         return [
             (prompt.tokens, np.array([*ids, stop_id][:max_new], np.int32))
             for prompt, ids in zip(prompts, responses, strict=True)
@@ -109,7 +114,9 @@ def warm_up(
         optimizer = make_optimizer(OptimConfig(lr=lr, weight_decay=0.0))
         state = init_state(params, model, optimizer, mesh)
         update = make_supervised_update(model, config.train, optimizer, mesh)
+        loss = None
         for step in range(first + 1, first + steps + 1):
+            jax.block_until_ready(loss)  # programs with collectives must not queue up: XLA's CPU client locks up at 32
             rows, used = _rows(next(batches), config, mesh, pad_id)
             state, loss = update(state, jax.device_put(rows, rows_sharding(mesh)), np.int32(used))
             if (step - first) % warmup.check_every == 0 or step == first + steps:

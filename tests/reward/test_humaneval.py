@@ -1,12 +1,12 @@
 import json
 
 import pytest
-from reference_data import rows
 
 from jaxgrpo.data import load_problems
 from jaxgrpo.reward import Grade, GraderPool, score
 from jaxgrpo.reward.humaneval import solution
 from tests.data.published import path
+from tests.data.published import published as rows
 from tests.reward.humaneval_solutions import SOLUTIONS, TESTS, response
 
 SOURCE = "codegen__humaneval"

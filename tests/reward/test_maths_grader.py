@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference_data import rows
 
 from jaxgrpo.reward import score
+from tests.data.published import published as rows
 
 CORPUS = Path(__file__).with_name("maths_corpus.txt")
 PUBLISHED = [

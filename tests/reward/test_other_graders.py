@@ -1,10 +1,10 @@
 import json
 
 import pytest
-from reference_data import rows
 
 from jaxgrpo.reward import known_data_sources, score
 from jaxgrpo.reward.zebra import cell_accuracy
+from tests.data.published import published as rows
 
 
 @pytest.mark.parametrize(
