@@ -27,7 +27,7 @@ def commands(name: str) -> list[list[str]]:
 
 
 def test_every_line_of_code_in_the_readme_is_known_to_these_tests():
-    known = ("train ", "export ", "convert ", "serve ", "bench ", "fit")
+    known = ("train ", "export ", "convert ", "data ", "eval ", "serve ", "bench ", "fit")
     known = (*(f"jaxgrpo {name}" for name in known), "python -m scaling", "bash launch/")
     assert len(COMMANDS) >= 8
     for line in LINES:
@@ -84,6 +84,47 @@ def test_convert_train_and_export_are_a_circle(tmp_path):
     assert trained.keys() == original.keys()
     for name, tensor in original.items():
         np.testing.assert_allclose(trained[name], tensor * (1 - 1e-3) ** 2, rtol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("arguments", commands("data"), ids=" ".join)
+def test_the_data_commands_make_files(arguments, tmp_path, monkeypatch):
+    """The commands as they stand, in a folder where what they name is small and local."""
+    rows = [
+        {
+            "data_source": "math__x",
+            "prompt": f"What is {n} + {n}?",
+            "reward_model": {"ground_truth": str(2 * n)},
+            "qwen2.5_7b_pass_rate": n / 900,
+        }
+        for n in range(600)
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    stand_ins = {
+        "LLM360/guru-RL-92k": "MINE.jsonl",
+        "data/train.parquet": "data/train.jsonl",
+        "benchmarks/math__math_500.parquet": "benchmarks/math__math_500.jsonl",
+    }
+    for name in stand_ins.values():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text.splitlines()[599] if "benchmarks" in name else text)
+    monkeypatch.chdir(tmp_path)
+    assert main([stand_ins.get(argument, argument) for argument in arguments]) == 0
+    made = {file.name for file in (tmp_path / "data").rglob("*.parquet")}
+    assert {"train.parquet", "heldout.parquet"} <= made or "sampled_1_100_6.parquet" in made
+
+
+@pytest.mark.parametrize("arguments", commands("eval"), ids=" ".join)
+def test_the_eval_commands_can_be_meant(arguments):
+    """What they name exists; tests/eval/test_eval_command.py runs such commands to their end."""
+    from eval.suite import load_suite
+    from jaxgrpo.config import EVALUATION_KEYS, load_config
+
+    parsed = command_line().parse_args(arguments)
+    given = [name for name in [*parsed.overrides, *parsed.suite] if "=" in name]
+    assert all(load_suite(name).files for name in parsed.suite if "=" not in name)
+    assert {override.partition("=")[0] for override in given} <= set(EVALUATION_KEYS)
+    assert load_config(parsed.config, given).eval.samples >= 1
+    assert (parsed.config is None) != (parsed.checkpoint is None)
 
 
 @pytest.mark.parametrize("arguments", commands("serve"), ids=" ".join)

@@ -26,6 +26,8 @@ MAX_CONSTANT_BITS = 256.0
 MAX_NODES = 400
 _POINTS = ((3, 7, 11, 5, 13, 2, 17, 19), (5, 4, 9, 8, 3, 6, 10, 12))
 _LARGE_BINOMIAL = re.compile(r"\\[dt]?binom\{\d{5,}\}")  # the one function that the parser evaluates by itself
+_LETTERS, _COMMAND = re.compile(r"[A-Za-z]{3,}"), re.compile(r"\\[A-Za-z]+")
+_FUNCTIONS = frozenset("arccos arcsin arctan cos cosh cot csc det exp gcd lcm lim log max min mod sec sin sinh tan".split())
 _UNFINISHED = (sympy.Sum, sympy.Product, sympy.Integral, sympy.Limit, sympy.Derivative, sympy.Subs)
 _CASE_MATTERS = ConversionConfig(lowercase_symbols=False)
 
@@ -35,6 +37,8 @@ logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 def equal(gold: str, answer: str) -> bool:
     """Whether two canonical LaTeX expressions are the same mathematical object. Text that is no mathematics is not."""
+    if _words(answer) and not _words(gold):
+        return False  # the parser would take the letters of a word for factors, slowly
     gold_tree, answer_tree = _parsed(gold), _parsed(answer)
     if gold_tree is None or answer_tree is None:
         return False
@@ -50,6 +54,11 @@ def equal(gold: str, answer: str) -> bool:
     sympy_random.seed(0)
     random.seed(0)
     return bool(verify(gold_tree, answer_tree, timeout_seconds=None, allow_set_relation_comp=True, raise_on_error=True))
+
+
+def _words(text: str) -> bool:
+    """Whether letters stand together that are neither a command nor a function's name."""
+    return any(run not in _FUNCTIONS for run in _LETTERS.findall(_COMMAND.sub(" ", text)))
 
 
 @lru_cache(maxsize=4096)

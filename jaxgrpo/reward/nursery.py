@@ -22,11 +22,13 @@ from jaxgrpo.reward.router import score
 
 _WARM_UP = (r"\frac{1}{2}", r"\sqrt{3}+1"), (r"x^2+2x+1", r"(x+1)^2"), (r"2^{10}\pi", r"1024\pi"), (r"3+4i", r"4i+3")
 _PR_SET_PDEATHSIG = 1
+_NICE = 10  # decoding goes first: devices that wait for each other lose twice what one of them loses
 
 
 def main(descriptor: int, parent: int) -> None:
     """Serve fork and stop requests on the socket `descriptor` until it, or the process `parent`, ends."""
     _die_with(parent)
+    os.nice(_NICE)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     control = socket.socket(fileno=descriptor)
     for gold, answer in _WARM_UP:
