@@ -139,7 +139,8 @@ def main() -> None:
     figures["added_share_of_step"] = figures["added_s"] / figures["step_s"]
     from jaxgrpo.bench.machine import describe
 
-    text = json.dumps(describe() | figures, indent=1)
+    about = describe() | {"command": f"python benchmarks/grading.py {' '.join(sys.argv[1:])}"}
+    text = json.dumps(about | figures, indent=1)
     print(text)
     if arguments.json:
         Path(arguments.json).write_text(text + "\n", encoding="utf-8")

@@ -42,7 +42,7 @@ def evaluate(served: Served, suites: list[str], out: str | None, compare: str | 
     """Run the suites (empty: those that fit the model's data) on `served`, write the report, print it; returns the figures."""
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
-        console.width = 120  # of a table in a log
+        console.width = 150  # of a table in a log
     c = served.config
     names = suites or ([DATA_SOURCE] if c.data.test == DATA_SOURCE and served.step else list(SUITES))
     other = EvaluationFolder(compare) if compare else None

@@ -142,3 +142,14 @@ def test_weights_that_fail_only_on_some_token_are_an_error_too(model, requests, 
     only = replace(requests[1], keys=requests[1].keys[:1])
     with pytest.raises(NonFiniteError, match="request 0, sample 0"):
         generate(engine, broken, [only])
+
+
+def test_more_prefills_than_the_cpu_client_holds_do_not_lock_it_up(tmp_path):
+    """256 prompts of 400 tokens, two to a prefill, before anything is decoded; with all of them in flight XLA aborts."""
+    from tests.run.commands import environment, jaxgrpo
+
+    sizes = "--layers 2 --hidden 128 --heads 4 --kv-heads 2 --ffn 256 --vocab 2048 --prompts 256 --samples 1 --prompt-len 400"
+    more = "--new-tokens 4 --slots 256 --repeats 1 --set rollout.prefill_tokens=800"
+    done = jaxgrpo("bench", "rollout", *f"{sizes} {more}".split(), env=environment(tmp_path, devices=2), timeout=280)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert '"rollout_tokens_per_s"' in done.stdout
