@@ -67,6 +67,9 @@ def write_parquet(path: str | os.PathLike, rows: list[dict]) -> None:
 
     path = os.fspath(path)
     temporary = f"{path}.{os.getpid()}.tmp"
+    empty = {name for name in rows[0] if all(row.get(name) == {} for row in rows)} if rows else set()
+    if empty:  # parquet has no structs without fields; a missing column reads back the same
+        rows = [{name: value for name, value in row.items() if name not in empty} for row in rows]
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), temporary)

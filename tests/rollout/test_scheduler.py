@@ -144,12 +144,29 @@ def test_weights_that_fail_only_on_some_token_are_an_error_too(model, requests, 
         generate(engine, broken, [only])
 
 
-def test_more_prefills_than_the_cpu_client_holds_do_not_lock_it_up(tmp_path):
-    """256 prompts of 400 tokens, two to a prefill, before anything is decoded; with all of them in flight XLA aborts."""
-    from tests.run.commands import environment, jaxgrpo
+def test_few_results_are_on_their_way_at_once(monkeypatch, model):
+    """XLA's CPU client holds 32 programs of a device, and two devices that wait for each other's launch lock up when it is full
+    (seen with 1,024 prompts of 400 tokens: now and then, so that the cause is tested and not the effect)."""
+    from jaxgrpo.rollout import scheduler
 
-    sizes = "--layers 2 --hidden 128 --heads 4 --kv-heads 2 --ffn 256 --vocab 2048 --prompts 256 --samples 1 --prompt-len 400"
-    more = "--new-tokens 4 --slots 256 --repeats 1 --set rollout.prefill_tokens=800"
-    done = jaxgrpo("bench", "rollout", *f"{sizes} {more}".split(), env=environment(tmp_path, devices=2), timeout=280)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert '"rollout_tokens_per_s"' in done.stdout
+    engine, params = engine_of(model, slots=40, prefill_tokens=32)
+    requests = requests_of(prompts_of([20] * 80), samples=1, temperature=1.0)
+    flying, most = 0, 0
+    insert, read = engine.insert_group, scheduler._Rollout.read
+
+    def counted_insert(*arguments):
+        nonlocal flying, most
+        flying, most = flying + 1, max(most, flying + 1)
+        return insert(*arguments)
+
+    def counted_read(self):
+        nonlocal flying
+        flying = len(self.unread) - 1
+        read(self)
+
+    expected = scheduler.generate(engine, params, requests)
+    monkeypatch.setattr(engine, "insert_group", counted_insert)
+    monkeypatch.setattr(scheduler._Rollout, "read", counted_read)
+    again = scheduler.generate(engine, params, requests)
+    assert 1 < most <= scheduler.MAX_UNREAD + 1
+    assert [[r.tokens for r in group] for group in again] == [[r.tokens for r in group] for group in expected]
