@@ -21,6 +21,7 @@ from jaxgrpo.config import (
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 KEYS = flatten(Config())
 CHOICES = {
+    "reward.sandbox": ["strong", "weak"],
     "data.overlong": ["error", "drop"],
     "data.order": ["curriculum", "shuffle"],
     "rollout.dtype": ["bfloat16", "float32"],
@@ -45,6 +46,7 @@ def values(key):
     if key in CHOICES:
         return st.sampled_from(CHOICES[key])
     kinds = {bool: st.booleans(), int: st.integers(1, 10**6), float: st.floats(1e-9, 1.0, exclude_max=True), str: TEXT}
+    kinds[tuple] = st.lists(TEXT, max_size=3).map(tuple)
     return st.just(1.5) if key == "algo.dual_clip" else kinds[type(KEYS[key])]
 
 
@@ -276,6 +278,8 @@ def test_a_file_that_is_missing_or_unreadable_is_named(tmp_path):
 
 def another_value(key):
     value = KEYS[key]
+    if isinstance(value, tuple):
+        return (*value, "x")
     return not value if isinstance(value, bool) else f"{value}x" if isinstance(value, str) else value + 1
 
 

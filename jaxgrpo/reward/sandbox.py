@@ -31,6 +31,7 @@ LEVEL_VARIABLE = "JAXGRPO_SANDBOX"  # the level of graders that are not told: st
 _BOX = str(Path(__file__).with_name("sandbox_box.py"))
 _FIRST_USER, _USERS = 60_000, 5_000  # ids that programs of a root caller run under; nobody is logged in with them
 _WATCH = 0.05  # seconds between looks at the memory of all processes together
+_FOLDER = "jaxgrpo-box-"  # of a program at the weak level
 _GRACE = 0.5  # seconds for an orderly end before the box itself is killed
 
 
@@ -90,18 +91,27 @@ def run(program: str, limits: Limits = Limits(), level: Level | None = None) -> 
     Returns within limits.wall_seconds and a moment; no process or file of the program is left then.
     """
     level = level or level_in_use()
-    secret = secrets.token_hex(16)
-    with tempfile.TemporaryDirectory(prefix="jaxgrpo-box-") as folder, _Box(folder) as box:
+    secret, prefix = secrets.token_hex(16), os.path.realpath(sys.base_prefix)
+    place = contextlib.nullcontext(_mount_point(prefix)) if level == "strong" else tempfile.TemporaryDirectory(prefix=_FOLDER)
+    with place as folder, _Box(folder) as box:
         order = asdict(limits) | {
             "level": level,
             "folder": folder,
             "program": f"{program}\n__import__('os').write(3, b'{secret}')\n",
-            "prefix": os.path.realpath(sys.base_prefix),
+            "prefix": prefix,
             "python": os.path.realpath(sys.executable),
             "user": _FIRST_USER + box.process.pid % _USERS if os.getuid() == 0 else None,
             "parent": os.getpid(),
         }
         return box.run(order, limits, secret)
+
+
+def _mount_point(prefix: str) -> str:
+    """A directory over which the box lays its file system, in its own view alone; nothing is written to it."""
+    for path in ("/mnt", "/srv", "/tmp"):
+        if os.path.isdir(path) and not prefix.startswith(f"{path}/"):
+            return path
+    raise SandboxError("there is none of the directories /mnt, /srv and /tmp to lay a file system over")
 
 
 class _Box:

@@ -139,11 +139,9 @@ def test_the_sandbox_ends_with_whoever_started_it(strong):
         time.sleep(0.02)
     process.kill()
     process.wait()
-    while [entry for entry in leftovers() if ":" in entry]:
+    while leftovers():
         assert time.monotonic() < deadline + 2
         time.sleep(0.02)
-    for folder in Path("/tmp").glob("jaxgrpo-box-*"):
-        folder.rmdir()  # empty: what the program wrote was in memory
 
 
 WEAK = ["infinite loop", "sleep", "daemon", "orphans", "memory bomb", "output", "leaving early", "loop that ignores signals"]
