@@ -1,13 +1,13 @@
 """What an evaluation came to: figures per suite, as JSON, Markdown and a picture, beside another model's where one is given."""
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from eval.run import EvaluationError, EvaluationFolder
+from eval.sampling import write_whole
 from eval.statistics import Comparison, Estimate, compare, mean_estimate, pass_at_k
 
 _EXCERPT = 600  # characters of an example
@@ -87,8 +87,8 @@ def write_report(folder: EvaluationFolder, suites: list[str], other: EvaluationF
         examples.append(next((r for r in records if r["score"] >= 1), records[0]))
     against = other.settings["model"] if other is not None else None
     summary = {"model": settings["model"], "compared_with": against, "suites": [asdict(result) for result in results]}
-    _write(folder.path / "summary.json", json.dumps(summary, indent=2) + "\n")
-    _write(folder.path / "report.md", markdown(results, examples, settings, against))
+    write_whole(folder.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_whole(folder.path / "report.md", markdown(results, examples, settings, against))
     draw(results, folder.path / "report.png", settings["model"], against)
     return results
 
@@ -137,10 +137,7 @@ def markdown(results: list[SuiteResult], examples: list[dict], settings: dict, a
 
 def draw(results: list[SuiteResult], path: Path, model: str, against: str | None) -> None:
     """A PNG: mean score of every suite with its interval; beside it pass@k, or the difference to the other model."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from jaxgrpo.picture import BLUE, ORANGE, plain, plt, save
 
     samples = max(result.samples for result in results)
     second = against is not None or samples > 1
@@ -151,7 +148,7 @@ def draw(results: list[SuiteResult], path: Path, model: str, against: str | None
     figure.suptitle(model, fontsize=11)
     places = np.arange(len(results))[::-1]
     labels = [f"{result.title} ({result.questions})" for result in results]
-    _dots(axes[0, 0], places, [result.avg for result in results], "#0072B2")
+    _dots(axes[0, 0], places, [result.avg for result in results], BLUE)
     axes[0, 0].set(xlim=(0, 1.12), xlabel=f"avg@{samples}, 95 % interval", xticks=np.arange(0, 1.1, 0.2))
     axes[0, 0].set_yticks(places, labels)
     if against is not None:
@@ -166,7 +163,7 @@ def draw(results: list[SuiteResult], path: Path, model: str, against: str | None
             (place, result.comparison.difference) for place, result in zip(places, results, strict=True) if result.comparison
         ]
         if compared:
-            _dots(axes[0, 1], [place for place, _ in compared], [difference for _, difference in compared], "#D55E00", "+.3f")
+            _dots(axes[0, 1], [place for place, _ in compared], [difference for _, difference in compared], ORANGE, "+.3f")
         axes[0, 1].axvline(0, color="#666666", lw=1)
         axes[0, 1].set(xlabel=f"difference to {Path(against).name}", yticks=places, yticklabels=[""] * len(places))
     elif samples > 1:
@@ -177,13 +174,8 @@ def draw(results: list[SuiteResult], path: Path, model: str, against: str | None
         axes[0, 1].set(xlabel="k", ylabel="pass@k", ylim=(0, 1.02), xticks=ks)
         axes[0, 1].set_xticklabels(map(str, ks))
         axes[0, 1].legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    for axis in axes.flat:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(color="#999999", alpha=0.25, lw=0.6)
-    temporary = path.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=150)
-    plt.close(figure)
-    temporary.replace(path)
+    plain(axes.flat)
+    save(figure, path)
 
 
 def _dots(axis, places, estimates: list[Estimate], colour: str, form: str = ".3f") -> None:
@@ -198,9 +190,3 @@ def _dots(axis, places, estimates: list[Estimate], colour: str, form: str = ".3f
 
 def _interval(estimate: Estimate, sign: str = "") -> str:
     return f"{estimate.low:{sign}.3f} to {estimate.high:{sign}.3f}"
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8", errors="replace")
-    os.replace(temporary, path)

@@ -9,12 +9,11 @@ kill.
 
 import fcntl
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval.sampling import Outcome, read_records, sample_and_grade, write_records
+from eval.sampling import Outcome, read_records, sample_and_grade, write_records, write_whole
 from jaxgrpo.data import EncodedPrompt
 from jaxgrpo.errors import UserError
 from jaxgrpo.reward import GraderPool
@@ -63,9 +62,7 @@ class EvaluationFolder:
         ]
         if changed:
             raise EvaluationError(f"{self.path} holds another evaluation ({'; '.join(changed)}): choose another --out.")
-        temporary = file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(stored | settings, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, file)
+        write_whole(file, json.dumps(stored | settings, indent=2) + "\n")
 
     @property
     def settings(self) -> dict:

@@ -124,11 +124,16 @@ def pass_at_1(results: list[Outcome]) -> float:
 
 
 def write_records(path: Path, records: list[dict]) -> None:
-    """One JSON line per outcome; the file appears whole or not at all."""
+    """One JSON line per outcome."""
+    write_whole(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that appears whole or not at all; what is not Unicode in the text becomes question marks."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    with open(temporary, "w", encoding="utf-8", errors="replace") as file:
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -141,8 +146,7 @@ def read_records(path: Path) -> list[dict]:
     records = []
     for line in path.read_bytes().split(b"\n"):
         try:
-            record = json.loads(line)
-            records.append({"question": int(record["question"]), "sample": int(record["sample"])} | record)
-        except (ValueError, TypeError, KeyError):
+            records.append(json.loads(line))
+        except ValueError:
             continue
     return records

@@ -11,6 +11,15 @@ from jaxgrpo.errors import UserError
 DONE, FAILED = 0, 1
 
 
+class _Parser(argparse.ArgumentParser):
+    """One whose epilog may be a function: what it takes to write it is imported when help is asked for, not at every start."""
+
+    def format_help(self) -> str:
+        if callable(self.epilog):
+            self.epilog = self.epilog()
+        return super().format_help()
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     parser = command_line()
@@ -27,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def command_line() -> argparse.ArgumentParser:
     """The parser of everything that follows `jaxgrpo`."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="jaxgrpo", description="GRPO post-training of Qwen2.5 in JAX, and the scaling law of what more would buy."
     )
     parser.add_argument("--version", action="version", version=f"jaxgrpo {__version__}")
@@ -37,7 +46,7 @@ def command_line() -> argparse.ArgumentParser:
         "train",
         help="train a model, or go on with the run in its run directory",
         description="Train by GRPO as CONFIG says. An existing run directory of the same config is resumed.",
-        epilog=_keys_help(),
+        epilog=_keys_help,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     train.add_argument("config", metavar="CONFIG", help="YAML file; see configs/")
@@ -111,7 +120,7 @@ def _add_eval_command(commands) -> None:
         help="run benchmarks on a model or on a checkpoint of a run",
         description="Ask every question of the suites, grade the answers, and write one JSON line for each, summary.json, "
         "report.md and report.png to a folder. The same command goes on where it was stopped.",
-        epilog=_suites_help(),
+        epilog=_suites_help,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     evaluate.add_argument(

@@ -37,34 +37,27 @@ def print_summary(made: Prepared, summary: dict, console: Console) -> None:
 
 def draw_difficulty(made: Prepared, path: Path, title: str) -> None:
     """A PNG: share of problems by pass rate in both splits, and where in the curriculum each pass rate lies."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
     import numpy as np
+
+    from jaxgrpo.picture import BLUE, GREY, ORANGE, plain, plt, save
 
     figure, (bars, line) = plt.subplots(1, 2, figsize=(9.6, 3.6), layout="constrained")
     figure.suptitle(title, fontsize=12)
     rates = [[pass_rate(row) for row in split] for split in (made.train, made.heldout)]
     levels = np.unique(np.concatenate(rates))
     width = 0.4 * min(1 / 16, np.diff(levels).min() if len(levels) > 1 else 1.0)
-    for shift, values, name, colour in zip((-0.5, 0.5), rates, ("train", "held-out"), ("#0072B2", "#D55E00"), strict=True):
+    for shift, values, name, colour in zip((-0.5, 0.5), rates, ("train", "held-out"), (BLUE, ORANGE), strict=True):
         if values:
             share = [np.mean(np.array(values) == level) for level in levels]
             bars.bar(levels + shift * width, share, width, label=f"{name}, {len(values):,}", color=colour)
-    bars.axvline(EASY, color="#999999", ls="--", lw=1)
+    bars.axvline(EASY, color=GREY, ls="--", lw=1)
     bars.text(EASY, bars.get_ylim()[1] * 0.97, " easy", color="#666666", fontsize=8, va="top")
     bars.set_xlabel("pass rate of the reference model")
     bars.set_ylabel("share of problems")
     bars.legend(fontsize=8, frameon=False)
-    line.plot(np.arange(1, len(rates[0]) + 1), rates[0], color="#0072B2")
+    line.plot(np.arange(1, len(rates[0]) + 1), rates[0], color=BLUE)
     line.set_xlabel("position in the curriculum")
     line.set_ylabel("pass rate")
     line.set_ylim(bottom=0)
-    for axis in (bars, line):
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(color="#999999", alpha=0.25, lw=0.6)
-    temporary = path.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=150)
-    plt.close(figure)
-    temporary.replace(path)
+    plain((bars, line))
+    save(figure, path)

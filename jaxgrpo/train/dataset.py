@@ -1,7 +1,9 @@
 """Which prompts a training step sees: the built-in task's endless stream, or a file in curriculum or shuffled order."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from eval.run import Questions
 from eval.suite import load_suite
 from jaxgrpo.config import Config, ConfigError
 from jaxgrpo.data import (
@@ -15,6 +17,7 @@ from jaxgrpo.data import (
     load_problems,
     training_problems,
 )
+from jaxgrpo.errors import UserError
 from jaxgrpo.reward import sandbox
 from jaxgrpo.reward.router import grader_of
 
@@ -24,19 +27,19 @@ class TrainingPrompts:
 
     def __init__(self, config: Config, tokenizer):
         self.config, self.tokenizer, self.dropped = config, tokenizer, 0
-        self.sandbox: sandbox.Level | None = None  # at which code is run, where problems ask for code
+        self.of_file: list[EncodedPrompt] = []  # empty for the built-in task's stream
         self._order = None
         if config.data.train != DATA_SOURCE:
             problems = load_problems(config.data.train)
-            self.sandbox = check_gradable(problems, config.reward.sandbox)
-            self._prompts, self.dropped = _encode(problems, config, tokenizer)
-            self._order = PromptOrder(len(self._prompts), config.data.prompts_per_step, config.data.order, config.seed)
+            check_gradable(problems, config.reward.sandbox)
+            self.of_file, self.dropped = _encode(problems, config, tokenizer)
+            self._order = PromptOrder(len(self.of_file), config.data.prompts_per_step, config.data.order, config.seed)
 
     def also_in(self, heldout: list[EncodedPrompt]) -> int:
         """How many held-out prompts the training file holds too. The built-in task's streams cannot hold any."""
         if self._order is None:
             return 0
-        trained = {prompt.tokens.tobytes() for prompt in self._prompts}
+        trained = {prompt.tokens.tobytes() for prompt in self.of_file}
         return sum(prompt.tokens.tobytes() in trained for prompt in heldout)
 
     def steps(self) -> int:
@@ -52,7 +55,7 @@ class TrainingPrompts:
         count = self.config.data.prompts_per_step
         if self._order is None:
             return _encode(training_problems(self.config.seed, step * count, count), self.config, self.tokenizer)[0]
-        return [self._prompts[position] for position in self._order.batch_positions(step)]
+        return [self.of_file[position] for position in self._order.batch_positions(step)]
 
 
 def check_local_files(config: Config) -> None:
@@ -77,35 +80,39 @@ def heldout_prompts(config: Config, tokenizer) -> tuple[list[EncodedPrompt], int
     return _encode(problems[: config.eval.limit or None], config, tokenizer)
 
 
-def suite_prompts(config: Config, tokenizer) -> dict[str, list[EncodedPrompt]]:
-    """The questions of eval.suites by suite; over-long ones are left out."""
-    suites = {}
-    for suite in map(load_suite, config.eval.suites):
+def suite_questions(names: Sequence[str], config: Config, tokenizer) -> list[Questions]:
+    """The questions of suites (the first eval.limit of each); over-long ones are left out and counted."""
+    asked = []
+    for suite in dict.fromkeys(map(load_suite, names)):
         problems = suite.problems(config.eval.data)[: config.eval.limit or None]
         check_gradable(problems, config.reward.sandbox)
-        limit = config.data.max_prompt_tokens
-        suites[suite.name] = encode_prompts(problems, tokenizer, max_tokens=limit, overlong="drop")[0]
-    return suites
+        prompts, overlong = encode_prompts(problems, tokenizer, max_tokens=config.data.max_prompt_tokens, overlong="drop")
+        asked.append(Questions(suite.name, suite.title, prompts, overlong))
+    return asked
 
 
 def _encode(problems: list[Problem], config: Config, tokenizer) -> tuple[list[EncodedPrompt], int]:
     return encode_prompts(problems, tokenizer, max_tokens=config.data.max_prompt_tokens, overlong=config.data.overlong)
 
 
-def check_gradable(problems: list[Problem], level: sandbox.Level) -> sandbox.Level | None:
-    """Refuse what cannot be graded before the first token is sampled, not after; returns the level at which code will be run.
+def check_gradable(problems: list[Problem], level: sandbox.Level) -> None:
+    """Refuse what cannot be graded before the first token is sampled, not after.
 
     UserError for a data_source without a grader, a ground truth that its grader cannot use, and code that the sandbox of this
-    machine cannot run at `level`. None means that no code will be run.
+    machine cannot run at `level`.
     """
-    runs_code = False
     for problem in problems:
-        grader = grader_of(problem.data_source)
         try:
-            grader.grade("", problem.ground_truth, problem.extra_info)  # without an answer only the ground truth is looked at
+            # without an answer only the ground truth is looked at
+            grader_of(problem.data_source).grade("", problem.ground_truth, problem.extra_info)
+        except UserError:
+            raise
         except ValueError as error:
             raise DataError(f"problem {problem.index} ({problem.data_source}): {error}; mend or remove the row") from None
-        runs_code = runs_code or grader.runs_code
-    if runs_code:
+    if any(grader_of(source).runs_code for source in {problem.data_source for problem in problems}):
         sandbox.require(level)
-    return level if runs_code else None
+
+
+def asks_for_code(prompts: Sequence[EncodedPrompt]) -> bool:
+    """Whether a response to one of the prompts is code that will be run."""
+    return any(grader_of(source).runs_code for source in {prompt.problem.data_source for prompt in prompts})

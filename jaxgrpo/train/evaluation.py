@@ -11,13 +11,12 @@ from rich.table import Table
 
 from eval.report import SuiteResult, write_report
 from eval.run import EvaluationFolder, Questions, run_suite
-from eval.suite import load_suite
 from jaxgrpo.config import EVALUATION_KEYS, ConfigError, load_config
-from jaxgrpo.data import DATA_SOURCE, encode_prompts
+from jaxgrpo.data import DATA_SOURCE
 from jaxgrpo.reward import GraderPool
 from jaxgrpo.rollout.sampling import Sampling
 from jaxgrpo.train.checkpoint import has_checkpoints
-from jaxgrpo.train.dataset import check_gradable
+from jaxgrpo.train.dataset import asks_for_code, suite_questions
 from jaxgrpo.train.inference import Served, batch_engine, find, load_weights, tokenizer_of
 
 SUITES = ("heldout", "math_500", "aime2024", "amc2023", "gsm8k", "humaneval", "zebra", "supergpqa")
@@ -28,14 +27,13 @@ def find_model(config: str | None, checkpoint: str | None, overrides: list[str])
     """What is to be evaluated: `checkpoint`, or for a config the newest checkpoint of its run, or its model before any step."""
     if (config is None) == (checkpoint is None):
         raise ConfigError("name either a CONFIG or a --checkpoint: the first evaluates that config's run or model.")
-    if checkpoint is None:
-        configured = load_config(config, overrides)
-        if has_checkpoints(Path(configured.run_dir)):
-            overrides = [override for override in overrides if not override.startswith(("run_dir=", "model="))]
-            return find(configured.run_dir, overrides, keys=EVALUATION_KEYS)
-        overrides = [override for override in overrides if not override.startswith(("run_dir=", "model="))]
-        return find(configured.model, overrides, keys=EVALUATION_KEYS, config=config)
-    return find(checkpoint, overrides, keys=EVALUATION_KEYS)
+    if checkpoint is not None:
+        return find(checkpoint, overrides, keys=EVALUATION_KEYS)
+    configured = load_config(config, overrides)
+    others = [override for override in overrides if not override.startswith(("run_dir=", "model="))]
+    if has_checkpoints(Path(configured.run_dir)):
+        return find(configured.run_dir, others, keys=EVALUATION_KEYS)
+    return find(configured.model, others, keys=EVALUATION_KEYS, config=config)
 
 
 def evaluate(served: Served, suites: list[str], out: str | None, compare: str | None) -> list[SuiteResult]:
@@ -49,21 +47,15 @@ def evaluate(served: Served, suites: list[str], out: str | None, compare: str | 
     if other:
         other.settings  # noqa: B018 (an error now, not after the work)
     tokenizer = tokenizer_of(served)
-    asked, digests = [], {}
-    for suite in dict.fromkeys(map(load_suite, names)):
-        problems = suite.problems(c.eval.data)[: c.eval.limit or None]
-        level = check_gradable(problems, c.reward.sandbox)
-        if level:
-            console.print(f"sandbox   {level}: {suite.title} runs code that the model wrote")
-        prompts, overlong = encode_prompts(problems, tokenizer, max_tokens=c.data.max_prompt_tokens, overlong="drop")
-        if overlong:
-            console.print(
-                f"left out  {overlong} of {len(problems)} prompts of {suite.title}, over {c.data.max_prompt_tokens} tokens"
-            )
-        asked.append(Questions(suite.name, suite.title, prompts, overlong))
-        digests[suite.name] = _digest(prompts)
+    asked = suite_questions(names, c, tokenizer)
+    for questions in asked:
+        if asks_for_code(questions.prompts):
+            console.print(f"sandbox   {c.reward.sandbox}: {questions.title} runs code that the model wrote")
+        if questions.overlong:
+            total, limit = len(questions.prompts) + questions.overlong, c.data.max_prompt_tokens
+            console.print(f"left out  {questions.overlong} of {total} prompts of {questions.title}, over {limit} tokens")
     folder = EvaluationFolder(out or _default_folder(served))
-    folder.open(_settings(served, asked, digests))
+    folder.open(_settings(served, asked))
     todo = [questions for questions in asked if folder.outcomes(questions.name) is None]
     if todo:
         _run(served, todo, folder, tokenizer, console)
@@ -146,7 +138,7 @@ class _Progress:
             self.console.print(f"{self.title:<20} {done:,} of {total:,} answers, score {score:.3f}, {seconds:.0f} s")
 
 
-def _settings(served: Served, asked: list[Questions], digests: dict[str, str]) -> dict:
+def _settings(served: Served, asked: list[Questions]) -> dict:
     c = served.config
     return {
         "model": served.name,
@@ -164,7 +156,7 @@ def _settings(served: Served, asked: list[Questions], digests: dict[str, str]) -
             "title": q.title,
             "questions": len(q.prompts),
             "overlong": q.overlong,
-            "digest": digests[q.name],
+            "digest": _digest(q.prompts),
         }
         for q in asked
     }

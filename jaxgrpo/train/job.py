@@ -18,14 +18,13 @@ from jaxgrpo.model.parameters import abstract_parameters, count_parameters
 from jaxgrpo.model.source import ModelSource, resolve_model
 from jaxgrpo.parallel.mesh import rollout_mesh, trainer_mesh
 from jaxgrpo.reward import GraderPool
-from jaxgrpo.reward.router import grader_of
 from jaxgrpo.rollout import scheduler
 from jaxgrpo.rollout.driver_process import DriverProcess
 from jaxgrpo.rollout.engine import Engine
 from jaxgrpo.rollout.sampling import Sampling
 from jaxgrpo.train.accounting import FlopCounter, peak_flops
 from jaxgrpo.train.conversion import is_converted, load_converted
-from jaxgrpo.train.dataset import TrainingPrompts, check_local_files, heldout_prompts, suite_prompts
+from jaxgrpo.train.dataset import TrainingPrompts, asks_for_code, check_local_files, heldout_prompts, suite_questions
 from jaxgrpo.train.optimizer import make_optimizer
 from jaxgrpo.train.rows import Rows, RowShape, Sequence, pack, pack_tightest
 from jaxgrpo.train.sizes import device_memory, engine_settings, resolve_sizes, row_shapes
@@ -64,8 +63,7 @@ class Job:
     @property
     def sandbox(self) -> str | None:
         """The level at which the model's code is run; None where no problem asks for code."""
-        asked = [*self.heldout, *(prompt for prompts in self.suites.values() for prompt in prompts)]
-        code = self.prompts.sandbox or any(grader_of(prompt.problem.data_source).runs_code for prompt in asked)
+        code = any(map(asks_for_code, (self.prompts.of_file, self.heldout, *self.suites.values())))
         return self.config.reward.sandbox if code else None
 
     @property
@@ -235,7 +233,7 @@ def prepare(config: Config) -> Job:
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     prompts = TrainingPrompts(config, tokenizer)
     heldout, dropped = heldout_prompts(config, tokenizer)
-    suites = suite_prompts(config, tokenizer)
+    suites = {asked.name: asked.prompts for asked in suite_questions(config.eval.suites, config, tokenizer)}
     devices = jax.devices()
     config = replace(config, {"data.tokenizer": config.data.tokenizer or name, "train.steps": prompts.steps()})
     if config.train.profile > config.train.steps:

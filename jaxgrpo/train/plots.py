@@ -2,15 +2,10 @@
 
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 
 from eval.statistics import wilson
-
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"  # Okabe and Ito's colour-blind safe palette
+from jaxgrpo.picture import BLUE, GREEN, ORANGE, plain, plt, save
 
 
 def draw_learning_curve(records: list[dict], path: Path, *, title: str) -> None:
@@ -26,11 +21,8 @@ def draw_learning_curve(records: list[dict], path: Path, *, title: str) -> None:
     _line(axes[1, 1], steps, [r["kl"] for r in trained], "KL to the reference (nats per token)")
     for axis in axes[1]:
         axis.set_xlabel("step")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=150)
-    plt.close(figure)
-    temporary.replace(path)
+    plain(axes.flat)
+    save(figure, path)
 
 
 def _pass1_panel(axis, tested: list[dict], trained: list[dict]) -> None:
@@ -49,16 +41,9 @@ def _pass1_panel(axis, tested: list[dict], trained: list[dict]) -> None:
     axis.set_ylim(0, 1)
     axis.set_title("held-out Pass@1 and training reward", fontsize=10)
     axis.legend(loc="lower right", fontsize=8, frameon=False)
-    _plain(axis)
 
 
 def _line(axis, steps, values, name: str) -> None:
     axis.plot(steps, [np.nan if v is None else v for v in values], color=GREEN, lw=1.4)
     axis.set_title(name, fontsize=10)
     axis.set_ylim(bottom=0)
-    _plain(axis)
-
-
-def _plain(axis) -> None:
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(color=GREY, alpha=0.25, lw=0.6)
