@@ -109,6 +109,19 @@ def command_line() -> argparse.ArgumentParser:
         serve.add_argument(option, dest="given", action="append", type=f"{key}={{}}".format, metavar="N", help=meaning)
     serve.set_defaults(run=_serve, given=[])
 
+    study = commands.add_parser(
+        "study",
+        help="train a ladder of runs, then fit the law, predict and write a report",
+        description="Train the runs of a study file, side by side where there are cores, and write OUT/report.md with the law, "
+        "predictions and figures. The same command goes on where it was stopped; finished runs are not trained again.",
+        epilog="key=value is a key of the study (jobs=1, seeds=[0], out=DIR, fit.warmup=4, runs.NAME.model=DIR) or else of the "
+        "training configuration of all runs (train.steps=20).",
+    )
+    study.add_argument("config", metavar="CONFIG", help="study file; see configs/study*.yaml")
+    study.add_argument("overrides", metavar="key=value", nargs="*", help="such as jobs=1 or train.steps=20")
+    study.add_argument("--dry-run", action="store_true", help="print the runs and their commands; run nothing")
+    study.set_defaults(run=_study)
+
     fit = commands.add_parser("fit", help="fit the scaling law to metrics and predict", add_help=False)
     fit.set_defaults(run=_fit)
     return parser
@@ -359,6 +372,16 @@ def _serve(arguments) -> int:
     overrides = arguments.given + arguments.overrides
     options = {"checkpoint": arguments.checkpoint, "overrides": overrides, "host": arguments.host, "port": port}
     return Supervisor([sys.executable, "-m", "jaxgrpo.train.serving", json.dumps(options)]).run()
+
+
+def _study(arguments) -> int:
+    def run():
+        _keep_compiled_programs()
+        from jaxgrpo.study.run import print_plan, study
+
+        (print_plan if arguments.dry_run else study)(arguments.config, arguments.overrides)
+
+    return _reported(run)
 
 
 def _fit(arguments) -> int:

@@ -65,7 +65,7 @@ def design(runs: Runs, x: str = "compute", weights: str = "model", minimum_sizes
             f"the law is fitted to one family at a time, here are {', '.join(runs.families)}: "
             f"choose with runs.select(family={runs.families[0]!r}) or --family"
         )
-    if len({curve.reuse_factor for curve in runs}) > 1:
+    if len({curve.reuse_factor or 1 for curve in runs}) > 1:
         raise DataError("the runs differ in reuse_factor: choose with runs.select(reuse_factor=...), or use scaling.reuse")
     curves = runs.mean()
     if len(curves.sizes) < minimum_sizes:

@@ -12,6 +12,7 @@ from scaling import outcomes
 from scaling.figures import BLUE, COLUMN, GREY, MARKERS, PAGE, canvas, colours, loss_axis, styled, x_axis
 from scaling.reuse import FIRST_STEP, Reuse
 from scaling.runs import X_LABELS, Curve, DataError, Runs
+from scaling.settings import Setting
 
 
 def rolling_median(values: np.ndarray, width: int = 9) -> np.ndarray:
@@ -123,4 +124,29 @@ def benchmarks(runs: Sequence[Curve], x: str = "data") -> Figure:
     axes.flat[0].legend()
     figure.supylabel("1 − mean score", fontsize=8)
     figure.supxlabel(X_LABELS[x], fontsize=8)
+    return figure
+
+
+@styled
+def settings(arms: dict[str, Runs], rows: Sequence[Setting], x: str) -> Figure:
+    """Left: the averaged curve of every setting with its power law. Right: final loss with 95 % intervals."""
+    figure, axes = canvas(PAGE, 2.5, 1, 2)
+    left, right = axes[0]
+    shades = colours(len(arms))
+    for colour, marker, row, (name, runs) in zip(shades, MARKERS * len(arms), rows, arms.items(), strict=False):
+        curve = runs.mean().curves[0]
+        at = curve.x(x)
+        left.scatter(at, curve.loss, s=6, color=colour, marker=marker, alpha=0.5, linewidths=0)
+        slope, intercept = np.polyfit(np.log10(at), np.log10(curve.loss), 1)
+        left.plot(at, 10.0 ** (intercept + slope * np.log10(at)), color=colour, marker=marker, markersize=0, label=name)
+        low, high = row.final_interval
+        place = list(arms).index(name)
+        error = [[max(row.final - low, 0)], [max(high - row.final, 0)]]
+        right.errorbar([place], [row.final], error, fmt=marker, markersize=4, color=colour, capsize=2, elinewidth=0.8)
+    x_axis(left, X_LABELS[x])
+    loss_axis(left)
+    left.legend()
+    right.set_xticks(range(len(arms)), list(arms))
+    right.set_ylabel("mean loss of the last points")
+    right.set_title("scatter of evaluations only")
     return figure

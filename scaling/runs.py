@@ -167,7 +167,7 @@ class Runs:
         """
         groups: dict[tuple, list[Curve]] = {}
         for curve in self.curves:
-            groups.setdefault((curve.family, curve.n, curve.reuse_factor), []).append(curve)
+            groups.setdefault((curve.family, curve.n, curve.reuse_factor or 1), []).append(curve)
         curves, notes = [], list(self.notes)
         for group in groups.values():
             if len(group) > 1:

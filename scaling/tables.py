@@ -13,6 +13,7 @@ from scaling.law import Law
 from scaling.published import Comparison
 from scaling.reuse import Reuse
 from scaling.runs import X_LABELS, size_label
+from scaling.settings import Setting
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -272,3 +273,28 @@ def reuse_table(rows: Sequence[Reuse]) -> str:
         )
     text = table(["data reuse", "runs", "final loss", "95 %", "minus tau 1", "95 %", "k", "verdict"], body)
     return text + "\n(intervals hold the scatter of evaluations within a run, not that between runs)"
+
+
+def settings_table(rows: Sequence[Setting]) -> str:
+    """Settings of one model against the first of them; the verdict as in `reuse_table`."""
+    body = []
+    for r in rows:
+        low, high = r.difference_interval
+        verdict = "reference" if r is rows[0] else "worse" if low > 0 else "better" if high < 0 else "no difference seen"
+        body.append(
+            [
+                r.name,
+                r.runs,
+                r.points,
+                f"{r.end:.2e}",
+                f"{r.k:.4f}",
+                spread(r.k_interval),
+                f"{r.final:.4f}",
+                spread(r.final_interval),
+                f"{r.difference:+.4f}",
+                spread(r.difference_interval),
+                verdict,
+            ]
+        )
+    header = ["setting", "runs", "points", "last X", "k", "95 %", "final loss", "95 %", "minus first", "95 %", "verdict"]
+    return table(header, body) + "\n(intervals hold the scatter of evaluations within a run, not that between runs)"

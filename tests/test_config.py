@@ -18,7 +18,7 @@ from jaxgrpo.config import (
     to_yaml,
 )
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+CONFIGS = sorted(p for p in (Path(__file__).parent.parent / "configs").glob("*.yaml") if not p.stem.startswith("study"))
 KEYS = flatten(Config())
 CHOICES = {
     "reward.sandbox": ["strong", "weak"],

@@ -115,7 +115,7 @@ class Job:
             "n_params_non_embedding": counts["non_embedding"],
             "n_params_total": counts["total"],
             "n_nominal": nominal_size(self.source.name, counts["total"]),
-        }
+        } | ({"reuse_factor": self.config.data.epochs} if self.prompts.of_file else {})
 
     def initial_params(self) -> dict[str, jax.Array]:
         """The float32 parameters that the run starts from, on the trainer's mesh."""

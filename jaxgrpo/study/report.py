@@ -1,0 +1,183 @@
+"""What a finished study says: the law or the comparison, figures, and a report that says what was expected and what came."""
+
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+import scaling
+from jaxgrpo.study.design import PlannedRun, StudyConfig
+from jaxgrpo.study.runner import progress
+from scaling import figures, panels, reuse, settings, tables
+from scaling.heldout import largest_out
+from scaling.ladder import Share, band_share, rank_correlation
+from scaling.runs import Runs
+
+EXPECTED_RANK, EXPECTED_INSIDE = 0.8, 0.8
+SYMBOLS = {"compute": "C", "compute_total": "total C", "data": "D", "step": "step"}
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the report: its heading, and its paragraphs in Markdown."""
+
+    heading: str
+    paragraphs: list[str]
+
+
+def write_report(study: StudyConfig, runs: list[PlannedRun], source: str, say: Callable[[str], None]) -> Path:
+    """Fit, predict, draw, and write OUT/report.md beside its figures; returns its path. DataError where a fit is impossible."""
+    out = Path(study.out)
+    loaded = {run: scaling.load(run.directory) for run in runs}
+    sections = _ANALYSES[study.study](study, loaded, out)
+    sections = [_setting(study, runs, source), *sections, _table_of_runs(loaded)]
+    text = [f"# Study: {Path(source).stem}", ""]
+    for section in sections:
+        text += [f"## {section.heading}", ""]
+        for paragraph in section.paragraphs:
+            text += [paragraph, ""]
+    path = out / "report.md"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("\n".join(text), encoding="utf-8")
+    os.replace(temporary, path)
+    for section in sections[1:-1]:
+        for paragraph in section.paragraphs:
+            if not paragraph.startswith("!["):
+                say(paragraph.replace("```text\n", "").replace("\n```", "") + "\n")
+    return path
+
+
+def _block(text: str) -> str:
+    return f"```text\n{text}\n```"
+
+
+def _picture(figure, out: Path, name: str, caption: str) -> str:
+    figures.save(figure, out, name)
+    return f"![{caption}]({name}.png)"
+
+
+def _ladder(study: StudyConfig, loaded: dict[PlannedRun, Runs], out: Path) -> list[Section]:
+    sections = []
+    runs = _joined(loaded.values())
+    for family in runs.families:
+        chosen = runs.select(family=family).clip(study.fit.warmup, study.fit.ending)
+        for x in study.fit.x:
+            sections.append(_law_section(study, chosen, x, out, "" if len(runs.families) == 1 else f"-{family}"))
+    return sections
+
+
+def _law_section(study: StudyConfig, runs: Runs, x: str, out: Path, suffix: str) -> Section:
+    c = study.fit
+    law = scaling.fit(runs, x, c.objective, c.bootstrap, c.seed, resample=c.resample)
+    (out / f"law-{x}{suffix}.json").write_text(law.to_json() + "\n", encoding="utf-8")
+    paragraphs = [_block(tables.law_table(law))]
+    rank = rank_correlation(law, seed=c.seed)
+    paragraphs.append(_verdict("rank correlation of each size's own slope k and N", rank, EXPECTED_RANK))
+    measured = list(runs.mean())
+    if len(law.sizes) > 2:
+        below, rows = largest_out(runs, x, objective=c.objective, bootstrap=c.bootstrap, seed=c.seed)
+        target = measured[-1]
+        paragraphs += [
+            f"{target.size} from the smaller sizes, without its data and with a part of it:",
+            _block(tables.heldout_table(rows)),
+        ]
+        inside = band_share(below, target, seed=c.seed)
+        if inside is None:
+            paragraphs.append(f"Of {target.size} no interval is known: {len(below.sizes)} smaller sizes are too few.")
+        else:
+            paragraphs.append(
+                _verdict(
+                    f"share of {target.size}'s points inside the 95 % band predicted from the smaller sizes",
+                    inside,
+                    EXPECTED_INSIDE,
+                )
+            )
+        title = f"{target.size} predicted (dashed) from the smaller sizes"
+        paragraphs.append(_picture(figures.curves(below, measured, title), out, f"prediction-{x}{suffix}", title))
+    paragraphs.append(_picture(figures.curves(law, measured), out, f"curves-{x}{suffix}", f"the law over {SYMBOLS[x]}"))
+    paragraphs.append(_picture(figures.saturation([("law", law)]), out, f"saturation-{x}{suffix}", "k(N) with intervals"))
+    paragraphs.append(_picture(figures.residuals(law), out, f"residuals-{x}{suffix}", "residuals of the law"))
+    return Section(f"L(N, {SYMBOLS[x]}) of {law.family}", paragraphs)
+
+
+def _verdict(what: str, share: Share, expected: float) -> str:
+    came = f"{share.value:.2f}, 95 % interval {share.low:.2f} to {share.high:.2f}"
+    return f"Expected at least {expected:g}: {what}. Came: {came}. **{'Met' if share.value >= expected else 'MISSED'}.**"
+
+
+def _reuse(study: StudyConfig, loaded: dict[PlannedRun, Runs], out: Path) -> list[Section]:
+    runs = _joined(loaded.values())
+    sections = []
+    for family in runs.families:
+        for n in runs.select(family=family).sizes:
+            chosen = runs.select(family=family, n=n).clip(study.fit.warmup, study.fit.ending)
+            rows = reuse.analyse(chosen, seed=study.fit.seed)
+            name = f"{family} {chosen.curves[0].size}"
+            picture = _picture(
+                panels.data_reuse(chosen, rows, name), out, f"reuse-{family}-{chosen.curves[0].size}", "data reuse"
+            )
+            sections.append(Section(f"Data reuse: {name}", [_block(tables.reuse_table(rows)), picture]))
+    return sections
+
+
+def _group(study: StudyConfig, loaded: dict[PlannedRun, Runs], out: Path) -> list[Section]:
+    named: dict[str, list[Runs]] = {}
+    for run, curves in loaded.items():
+        named.setdefault(f"G = {run.config.rollout.samples}", []).append(curves)
+    arms = {name: _joined(parts).clip(study.fit.warmup, study.fit.ending) for name, parts in named.items()}
+    sections = []
+    for x in study.fit.x:
+        rows = settings.compare(arms, x, seed=study.fit.seed)
+        picture = _picture(panels.settings(arms, rows, x), out, f"group-{x}", f"loss over {SYMBOLS[x]} by group size")
+        sections.append(Section(f"Samples per prompt, over {SYMBOLS[x]}", [_block(tables.settings_table(rows)), picture]))
+    return sections
+
+
+_ANALYSES = {"ladder": _ladder, "reuse": _reuse, "group": _group}
+
+
+def _joined(parts) -> Runs:
+    parts = list(parts)
+    return Runs(tuple(c for part in parts for c in part.curves), tuple(dict.fromkeys(n for part in parts for n in part.notes)))
+
+
+def _setting(study: StudyConfig, runs: list[PlannedRun], source: str) -> Section:
+    import jax
+
+    frozen = {"set": study.set, "runs": study.runs, "seeds": list(study.seeds)}
+    rule = study.learning_rate
+    lr = (
+        f"optim.lr = {rule.base:g} x ({rule.width} / width)^{rule.power:g} for every model"
+        if rule.base
+        else "optim.lr as configured"
+    )
+    where = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, jax {jax.__version__}"
+    return Section(
+        "What was run",
+        [
+            f"`jaxgrpo study {source}`: {len(runs)} runs. {lr}. Points dropped at the beginning of every curve: "
+            f"{study.fit.warmup}, at the end: {study.fit.ending}. {where}.",
+            _block(yaml.safe_dump(frozen, sort_keys=False, default_flow_style=None, width=110).rstrip()),
+        ],
+    )
+
+
+def _table_of_runs(loaded: dict[PlannedRun, Runs]) -> Section:
+    rows = []
+    for run, curves in loaded.items():
+        done, _, score = progress(run)
+        curve = curves.curves[0]
+        rows.append(
+            [
+                run.directory.name,
+                f"{curve.n:,.0f}",
+                f"{run.config.optim.lr:g}",
+                str(done),
+                f"{score:.3f}",
+                f"{curve.compute[-1]:.2e}",
+            ]
+        )
+    return Section("Runs", [_block(tables.table(["run", "N", "lr", "steps", "Pass@1", "C (FLOP)"], rows))])

@@ -1,0 +1,184 @@
+"""Training the runs of a study: each in a process of its own, some side by side, none twice.
+
+The runs are ordinary ones: `jaxgrpo train OUT/configs/NAME-seedS.yaml` repeats or resumes each by hand. A study that was
+stopped anywhere goes on with the same command; a run that failed is told at the end, after the others.
+"""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxgrpo.config import ConfigError, differences, load_config, to_yaml
+from jaxgrpo.errors import UserError
+from jaxgrpo.study.design import PlannedRun
+from jaxgrpo.train.metrics import read_metrics
+
+POLL_S = 0.2
+REPORT_S = 15.0  # between two lines about runs in progress
+_PR_SET_PDEATHSIG = 1
+
+
+class StudyError(UserError):
+    """Some of the runs failed."""
+
+
+@dataclass
+class _Process:
+    run: PlannedRun
+    popen: subprocess.Popen
+    cores: list[int]
+    started: float
+
+
+def config_file(run: PlannedRun) -> Path:
+    return run.directory.parents[1] / "configs" / f"{run.directory.name}.yaml"
+
+
+def log_file(run: PlannedRun) -> Path:
+    return run.directory.parents[1] / "logs" / f"{run.directory.name}.log"
+
+
+def write_configs(runs: list[PlannedRun]) -> None:
+    """Write every run's configuration. ConfigError where the folder holds a run of another one under the same name."""
+    for run in runs:
+        path = config_file(run)
+        if path.exists() and read_metrics(run.directory / "metrics.jsonl"):
+            changed = differences(run.config, load_config(str(path)))
+            if changed:
+                raise ConfigError(
+                    f"{run.directory} holds a run of another config ({'; '.join(changed)}): choose another out, or delete it."
+                )
+    for run in runs:
+        path = config_file(run)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(to_yaml(run.config), encoding="utf-8")
+        os.replace(temporary, path)
+
+
+def progress(run: PlannedRun) -> tuple[int, int, float | None]:
+    """(steps done, steps of the run or 0 where it works them out itself, last held-out Pass@1)."""
+    records = read_metrics(run.directory / "metrics.jsonl")
+    tested = [record["test_loss"] for record in records if record.get("test_loss") is not None]
+    steps = run.config.train.steps
+    if not steps and (run.directory / "config.yaml").exists():
+        steps = load_config(str(run.directory / "config.yaml")).train.steps
+    return (records[-1]["step"] if records else 0), steps, (1 - tested[-1] if tested else None)
+
+
+def is_done(run: PlannedRun) -> bool:
+    """Whether the run has trained to its end and saved its last step."""
+    done, steps, _ = progress(run)
+    return 0 < steps <= done and (run.directory / "checkpoints" / str(done)).is_dir()
+
+
+def train_all(runs: list[PlannedRun], jobs: int, say: Callable[[str], None]) -> dict[str, float]:
+    """Train what is not done yet, `jobs` runs at a time; returns the seconds that each of those took.
+
+    Where several run side by side each gets its own share of the cores. StudyError when some failed, after all the others.
+    """
+    waiting = deque(sorted((run for run in runs if not is_done(run)), key=_size, reverse=True))  # the long ones first
+    finished = len(runs) - len(waiting)
+    if finished:
+        say(f"done before: {finished} of {len(runs)} runs")
+    free = _shares(jobs)
+    active: list[_Process] = []
+    failed: list[str] = []
+    seconds: dict[str, float] = {}
+    told = time.monotonic()
+    before = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        while waiting or active:
+            while waiting and free:
+                active.append(_start(waiting.popleft(), free.pop()))
+                say(f"started   {active[-1].run.directory.name}")
+            time.sleep(POLL_S)
+            for process in [p for p in active if p.popen.poll() is not None]:
+                active.remove(process)
+                free.append(process.cores)
+                name, taken = process.run.directory.name, time.monotonic() - process.started
+                if process.popen.returncode == 0 and is_done(process.run):
+                    finished += 1
+                    seconds[name] = taken
+                    say(f"finished  {name} in {taken:.0f} s, {_pass1(process.run)} ({finished} of {len(runs)})")
+                else:
+                    failed.append(f"{name} (exit code {process.popen.returncode}: {_last_line(log_file(process.run))})")
+                    say(f"FAILED    {failed[-1]}")
+            if time.monotonic() - told > REPORT_S and active:
+                told = time.monotonic()
+                say("running   " + ", ".join(_state(process.run) for process in active) + f"; {len(waiting)} waiting")
+    finally:
+        for process in active:
+            process.popen.terminate()
+        for process in active:
+            process.popen.wait()
+        signal.signal(signal.SIGTERM, before)
+    if failed:
+        raise StudyError(
+            f"{len(failed)} of {len(runs)} runs failed: {'; '.join(failed)}. Their logs lie in "
+            f"{log_file(runs[0]).parent}; the same command goes on with them."
+        )
+    return seconds
+
+
+def _terminated(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _size(run: PlannedRun) -> int:
+    from jaxgrpo.model.parameters import count_parameters
+    from jaxgrpo.model.source import resolve_model
+
+    return count_parameters(resolve_model(run.config.model, need_weights=False).config)["total"]
+
+
+def _shares(jobs: int) -> list[list[int]]:
+    """The cores of this process dealt out to `jobs` runs; all of them to every run where there are fewer cores than runs."""
+    cores = sorted(os.sched_getaffinity(0))
+    per = len(cores) // jobs
+    return [cores[i * per : (i + 1) * per] if per else cores for i in range(jobs)]
+
+
+def _start(run: PlannedRun, cores: list[int]) -> _Process:
+    log = log_file(run)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    parent = os.getpid()
+
+    def in_child() -> None:
+        os.sched_setaffinity(0, cores)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a study that is killed leaves no run behind
+        if os.getppid() != parent:
+            os._exit(1)
+
+    with open(log, "a") as output:
+        popen = subprocess.Popen(
+            [sys.executable, "-m", "jaxgrpo.cli", "train", str(config_file(run))],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            preexec_fn=in_child,
+        )
+    return _Process(run, popen, cores, time.monotonic())
+
+
+def _state(run: PlannedRun) -> str:
+    done, steps, _ = progress(run)
+    begun = "warming up" if not read_metrics(run.directory / "metrics.jsonl") else f"step {done}/{steps}"
+    return f"{run.directory.name} {begun}"
+
+
+def _pass1(run: PlannedRun) -> str:
+    score = progress(run)[2]
+    return "no evaluation" if score is None else f"Pass@1 {score:.3f}"
+
+
+def _last_line(path: Path) -> str:
+    lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "no output"
