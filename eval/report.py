@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from eval.run import EvaluationError, EvaluationFolder
-from eval.sampling import write_whole
 from eval.statistics import Comparison, Estimate, compare, mean_estimate, pass_at_k
+from jaxgrpo.whole_file import write_whole
 
 _EXCERPT = 600  # characters of an example
 _KNOWN = {"question", "sample", "response", "score", "tokens", "truncated", "grader_error"}

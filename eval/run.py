@@ -13,12 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval.sampling import Outcome, read_records, sample_and_grade, write_records, write_whole
+from eval.sampling import Outcome, read_records, sample_and_grade, write_records
 from jaxgrpo.data import EncodedPrompt
 from jaxgrpo.errors import UserError
 from jaxgrpo.reward import GraderPool
 from jaxgrpo.rollout.engine import Engine
 from jaxgrpo.rollout.sampling import Sampling
+from jaxgrpo.whole_file import write_whole
 
 
 class EvaluationError(UserError):

@@ -1,7 +1,6 @@
 """One pass over a set of problems: sample, grade, keep every outcome. Training and `jaxgrpo eval` both use it."""
 
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from jaxgrpo.reward import Grade, GraderPool
 from jaxgrpo.rollout.engine import Engine
 from jaxgrpo.rollout.sampling import Sampling, sample_keys
 from jaxgrpo.rollout.scheduler import Request, Response, generate
+from jaxgrpo.whole_file import write_whole
 
 
 @dataclass(frozen=True)
@@ -126,17 +126,6 @@ def pass_at_1(results: list[Outcome]) -> float:
 def write_records(path: Path, records: list[dict]) -> None:
     """One JSON line per outcome."""
     write_whole(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that appears whole or not at all; what is not Unicode in the text becomes question marks."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "w", encoding="utf-8", errors="replace") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def read_records(path: Path) -> list[dict]:

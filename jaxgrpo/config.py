@@ -214,8 +214,8 @@ EVALUATION_KEYS = (
 )
 
 
-def load_config(path: str | None, overrides: list[str] = ()) -> Config:
-    """Read a YAML file (None: defaults only), apply `key=value` overrides, check everything.
+def load_config(path: str | None, overrides: list[str] = (), values: dict[str, Any] | None = None) -> Config:
+    """Read a YAML file (None: defaults only), apply `key=value` overrides and then `values` by dotted key, check everything.
 
     Raises ConfigError for a missing or malformed file, an unknown key (with the nearest known one), a value of the wrong type
     or out of range, and sizes that do not divide.
@@ -223,26 +223,14 @@ def load_config(path: str | None, overrides: list[str] = ()) -> Config:
     tree = OmegaConf.structured(Config)
     layers = []
     if path is not None:
+        layers.append((path, read_mapping(path, "config file")))
+    given = [(override, *parse_override(override)) for override in overrides]
+    given += [(f"{key}={value}", key, value) for key, value in (values or {}).items()]
+    layers += [(origin, _nested(key.split("."), value)) for origin, key, value in given]
+    for origin, layer in layers:
+        _check_keys(layer, origin)
         try:
-            layers.append((path, yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}))
-        except FileNotFoundError:
-            raise ConfigError(f"config file {path} does not exist.") from None
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"config file {path} cannot be read as YAML: {error}") from None
-        if not isinstance(layers[0][1], dict):
-            raise ConfigError(f"config file {path} holds a {type(layers[0][1]).__name__}, not `key: value` lines.")
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"override {override!r} is not of the form key=value.")
-        try:
-            layers.append((override, _nested(key.split("."), yaml.safe_load(value) if value else "")))
-        except yaml.YAMLError:
-            raise ConfigError(f"override {override!r}: the value is not valid YAML; quote it.") from None
-    for origin, values in layers:
-        _check_keys(values, origin)
-        try:
-            tree = OmegaConf.merge(tree, values)
+            tree = OmegaConf.merge(tree, layer)
         except OmegaConfBaseException as error:
             raise ConfigError(f"{origin}: {_first_line(error)}") from None
     try:
@@ -251,6 +239,30 @@ def load_config(path: str | None, overrides: list[str] = ()) -> Config:
         raise ConfigError(_first_line(error)) from None
     check_config(config)
     return config
+
+
+def read_mapping(path: str, kind: str, hint: str = "") -> dict:
+    """The `key: value` lines of a YAML file, called `kind` in messages; `hint` follows where it does not exist. ConfigError."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        raise ConfigError(f"{kind} {path} does not exist{hint}.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{kind} {path} cannot be read as YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{kind} {path} holds a {type(values).__name__}, not `key: value` lines.")
+    return values
+
+
+def parse_override(override: str) -> tuple[str, Any]:
+    """`key=value` as (key, value), the value read as YAML. ConfigError for anything else."""
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {override!r} is not of the form key=value.")
+    try:
+        return key, yaml.safe_load(value) if value else ""
+    except yaml.YAMLError:
+        raise ConfigError(f"override {override!r}: the value is not valid YAML; quote it.") from None
 
 
 def _nested(keys: list[str], value: Any) -> dict:

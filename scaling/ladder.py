@@ -13,7 +13,7 @@ from scipy.stats import rankdata
 
 from scaling.design import free_lines
 from scaling.law import INTERVAL_LEVEL, Law
-from scaling.resampling import block_indices, default_block, noise
+from scaling.resampling import block_indices, default_block, interval, noise
 from scaling.runs import Curve
 
 REPLICATES = 2000
@@ -45,8 +45,7 @@ def rank_correlation(law: Law, replicates: int = REPLICATES, seed: int = 0, leve
         drawn = noise((d.y_MT - line)[i, present], replicates, block, rng)
         slopes[:, i] = own[i] - (w * dt * drawn).sum(1) / (w * dt**2).sum()
     values = _spearman(slopes, d.sizes)
-    low, high = np.percentile(values, [50 * (1 - level), 50 * (1 + level)])
-    return Share(float(_spearman(own[None], d.sizes)[0]), float(low), float(high))
+    return Share(float(_spearman(own[None], d.sizes)[0]), *interval(values, level))
 
 
 def _spearman(slopes_RM: np.ndarray, sizes: np.ndarray) -> np.ndarray:
@@ -71,5 +70,4 @@ def band_share(
     count = len(inside)
     block = max(2, round(count ** (1 / 3)))
     drawn = inside[block_indices(count, count, block, replicates, np.random.default_rng(seed))].mean(1)
-    low, high = np.percentile(drawn, [50 * (1 - level), 50 * (1 + level)])
-    return Share(float(inside.mean()), float(low), float(high))
+    return Share(float(inside.mean()), *interval(drawn, level))

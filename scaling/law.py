@@ -130,18 +130,14 @@ class Law:
             raise DataError("this law has no bootstrap: fit it with bootstrap=2000 (or --bootstrap 2000) for intervals")
         if not 0 < level < 1:
             raise DataError(f"level={level}: must lie between 0 and 1")
-        tails = [50 * (1 - level), 50 * (1 + level)]
         k, e = self.draws.slopes(self.sizes), self.draws.e_RM
         labels = self.design.labels
 
-        def pair(values):
-            return tuple(float(v) for v in np.percentile(values, tails))
-
         return {
-            "k_max": pair(self.draws.k_max),
-            "n0": pair(self.draws.n0),
-            "k": {label: pair(k[:, i]) for i, label in enumerate(labels)},
-            "e": {label: pair(e[:, i]) for i, label in enumerate(labels)},
+            "k_max": resampling.interval(self.draws.k_max, level),
+            "n0": resampling.interval(self.draws.n0, level),
+            "k": {label: resampling.interval(k[:, i], level) for i, label in enumerate(labels)},
+            "e": {label: resampling.interval(e[:, i], level) for i, label in enumerate(labels)},
         }
 
     def predict(self, n: float, x, level: float = INTERVAL_LEVEL, calibrate: tuple | None = None) -> Prediction:

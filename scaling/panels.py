@@ -128,25 +128,21 @@ def benchmarks(runs: Sequence[Curve], x: str = "data") -> Figure:
 
 
 @styled
-def settings(arms: dict[str, Runs], rows: Sequence[Setting], x: str) -> Figure:
+def settings(rows: Sequence[Setting], x: str) -> Figure:
     """Left: the averaged curve of every setting with its power law. Right: final loss with 95 % intervals."""
     figure, axes = canvas(PAGE, 2.5, 1, 2)
     left, right = axes[0]
-    shades = colours(len(arms))
-    for colour, marker, row, (name, runs) in zip(shades, MARKERS * len(arms), rows, arms.items(), strict=False):
-        curve = runs.mean().curves[0]
-        at = curve.x(x)
-        left.scatter(at, curve.loss, s=6, color=colour, marker=marker, alpha=0.5, linewidths=0)
-        slope, intercept = np.polyfit(np.log10(at), np.log10(curve.loss), 1)
-        left.plot(at, 10.0 ** (intercept + slope * np.log10(at)), color=colour, marker=marker, markersize=0, label=name)
+    for place, (colour, marker, row) in enumerate(zip(colours(len(rows)), MARKERS * len(rows), rows, strict=False)):
+        at = row.curve.x(x)
+        left.scatter(at, row.curve.loss, s=6, color=colour, marker=marker, alpha=0.5, linewidths=0)
+        left.plot(at, 10.0**row.intercept * at**-row.k, color=colour, marker=marker, markersize=0, label=row.name)
         low, high = row.final_interval
-        place = list(arms).index(name)
         error = [[max(row.final - low, 0)], [max(high - row.final, 0)]]
         right.errorbar([place], [row.final], error, fmt=marker, markersize=4, color=colour, capsize=2, elinewidth=0.8)
     x_axis(left, X_LABELS[x])
     loss_axis(left)
     left.legend()
-    right.set_xticks(range(len(arms)), list(arms))
+    right.set_xticks(range(len(rows)), [row.name for row in rows])
     right.set_ylabel("mean loss of the last points")
     right.set_title("scatter of evaluations only")
     return figure

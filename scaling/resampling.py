@@ -25,6 +25,12 @@ LARGEST_RHO = 0.95
 BURN_IN = 50
 
 
+def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """Percentile interval of replicates, shape (R,)."""
+    low, high = np.percentile(values, [50 * (1 - level), 50 * (1 + level)])
+    return float(low), float(high)
+
+
 def default_block(d: Design) -> int:
     """n^(1/3) of the shortest curve, at least 2: 5 for 105 points. After whitening, longer blocks only lose
     variance."""

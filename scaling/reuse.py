@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scaling.resampling import noise
+from scaling.resampling import interval
 from scaling.runs import DataError, Runs
+from scaling.settings import FEWEST, measure
 
-BLOCK = 5
 FIRST_STEP = 10  # the paper fits steps 10 to 100
 
 
@@ -49,36 +49,24 @@ def analyse(runs: Runs, last: int = 10, draws: int = 2000, seed: int = 0) -> lis
     if 1.0 not in factors or len(factors) < 2:
         raise DataError(f"reuse factors are {factors}: tau = 1 and at least one other are needed")
     rng = np.random.default_rng(seed)
-    found = {}
+    measured = {}
     for curve in curves:
-        if len(curve) < max(last, 5):
-            raise DataError(f"{curve.where()} has {len(curve)} points from step {FIRST_STEP} on; {max(last, 5)} are needed")
-        t, y = np.log10(curve.step), np.log10(curve.loss)
-        slope, intercept = np.polyfit(t, y, 1)
-        line = intercept + slope * t
-        drawn = noise(y - line, draws, BLOCK, rng)
-        slopes = -(((t - t.mean()) * (line + drawn)).sum(1) / ((t - t.mean()) ** 2).sum())
-        final = curve.loss[-last:].mean()
-        found[curve.reuse_factor] = (curve, final, final * (1 + np.log(10) * drawn[:, -last:].mean(1)), -slope, slopes)
-    reference, reference_draws = found[1.0][1], found[1.0][2]
-    result = []
-    for factor, (curve, final, final_draws, k, slopes) in found.items():
-        difference = final_draws - reference_draws if factor != 1.0 else np.zeros(draws)
-        result.append(
-            Reuse(
-                factor,
-                float(final),
-                _interval(final_draws),
-                float(final - reference),
-                _interval(difference),
-                float(k),
-                _interval(slopes),
-                int(curve.repeats.max()),
+        if len(curve) < max(last, FEWEST):
+            raise DataError(
+                f"{curve.where()} has {len(curve)} points from step {FIRST_STEP} on; {max(last, FEWEST)} are needed"
             )
+        measured[curve.reuse_factor] = measure(curve, "step", last, draws, rng)
+    reference = measured[1.0]
+    return [
+        Reuse(
+            curve.reuse_factor,
+            m.final,
+            interval(m.final_draws),
+            m.final - reference.final,
+            interval(m.final_draws - reference.final_draws),
+            m.k,
+            interval(m.k_draws),
+            int(curve.repeats.max()),
         )
-    return result
-
-
-def _interval(values: np.ndarray) -> tuple[float, float]:
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)
+        for curve, m in zip(curves, measured.values(), strict=True)
+    ]

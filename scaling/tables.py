@@ -15,6 +15,8 @@ from scaling.reuse import Reuse
 from scaling.runs import X_LABELS, size_label
 from scaling.settings import Setting
 
+SCATTER_ONLY = "\n(intervals hold the scatter of evaluations within a run, not that between runs)"
+
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns padded to their widest entry, the first to the left, the others to the right."""
@@ -257,8 +259,6 @@ def reuse_table(rows: Sequence[Reuse]) -> str:
     """Reuse factors against tau = 1: 'worse' or 'better' where the interval of the difference excludes 0."""
     body = []
     for r in rows:
-        low, high = r.difference_interval
-        verdict = "reference" if r.factor == 1 else "worse" if low > 0 else "better" if high < 0 else "no difference seen"
         body.append(
             [
                 f"tau {r.factor:g}",
@@ -268,33 +268,36 @@ def reuse_table(rows: Sequence[Reuse]) -> str:
                 f"{r.difference:+.4f}",
                 spread(r.difference_interval),
                 f"{r.k:.4f}",
-                verdict,
+                "reference" if r.factor == 1 else _verdict(r.difference_interval),
             ]
         )
     text = table(["data reuse", "runs", "final loss", "95 %", "minus tau 1", "95 %", "k", "verdict"], body)
-    return text + "\n(intervals hold the scatter of evaluations within a run, not that between runs)"
+    return text + SCATTER_ONLY
 
 
-def settings_table(rows: Sequence[Setting]) -> str:
-    """Settings of one model against the first of them; the verdict as in `reuse_table`."""
+def _verdict(difference: tuple[float, float]) -> str:
+    low, high = difference
+    return "worse" if low > 0 else "better" if high < 0 else "no difference seen"
+
+
+def settings_table(rows: Sequence[Setting], x: str) -> str:
+    """Settings of one model over X against the first of them; the verdict as in `reuse_table`."""
     body = []
     for r in rows:
-        low, high = r.difference_interval
-        verdict = "reference" if r is rows[0] else "worse" if low > 0 else "better" if high < 0 else "no difference seen"
         body.append(
             [
                 r.name,
-                r.runs,
-                r.points,
-                f"{r.end:.2e}",
+                int(r.curve.repeats.max()),
+                len(r.curve),
+                f"{r.curve.x(x).max():.2e}",
                 f"{r.k:.4f}",
                 spread(r.k_interval),
                 f"{r.final:.4f}",
                 spread(r.final_interval),
                 f"{r.difference:+.4f}",
                 spread(r.difference_interval),
-                verdict,
+                "reference" if r is rows[0] else _verdict(r.difference_interval),
             ]
         )
     header = ["setting", "runs", "points", "last X", "k", "95 %", "final loss", "95 %", "minus first", "95 %", "verdict"]
-    return table(header, body) + "\n(intervals hold the scatter of evaluations within a run, not that between runs)"
+    return table(header, body) + SCATTER_ONLY

@@ -20,11 +20,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from jaxgrpo.config import Config, ConfigError, load_config, replace
+from jaxgrpo.config import Config, ConfigError, load_config, parse_override, read_mapping, replace
 from jaxgrpo.model.source import resolve_model
 
 RESERVED = {"seed": "seeds", "run_dir": "out"}  # keys of a run that the study sets itself, and what to use instead
@@ -80,24 +79,11 @@ class PlannedRun:
 
 def load_study(path: str, overrides: list[str] = ()) -> tuple[StudyConfig, list[PlannedRun]]:
     """Read a study's file and work out its runs, in the order of the file. ConfigError for everything that cannot be meant."""
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except FileNotFoundError:
-        raise ConfigError(f"study file {path} does not exist; configs/study*.yaml are examples.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"study file {path} cannot be read as YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"study file {path} holds a {type(values).__name__}, not `key: value` lines.")
+    values = read_mapping(path, "study file", "; configs/study*.yaml are examples")
     if "study" not in values or "runs" not in values:
         raise ConfigError(f"{path} is no study: it has no `study:` or no `runs:`. One run is `jaxgrpo train {path}`.")
     for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"override {override!r} is not of the form key=value.")
-        try:
-            _override(values, key, yaml.safe_load(text) if text else "")
-        except yaml.YAMLError:
-            raise ConfigError(f"override {override!r}: the value is not valid YAML; quote it.") from None
+        _override(values, *parse_override(override))
     study = _checked(path, values)
     return study, [_planned(study, Path(path).parent, name, seed) for name in study.runs for seed in study.seeds]
 
@@ -156,13 +142,9 @@ def _planned(study: StudyConfig, folder: Path, name: str, seed: int) -> PlannedR
     base = own.pop("config", None) or study.config
     path = str(folder / base) if base else None
     out = Path(study.out) / "runs" / f"{name}-seed{seed}"
-    keys = study.set | own | {"seed": seed, "run_dir": str(out)}
-    overrides = [
-        f"{key}={yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix('...' + chr(10)).strip()}"
-        for key, value in keys.items()
-    ]
+    values = study.set | own | {"seed": seed, "run_dir": str(out)}
     try:
-        config = load_config(path, overrides)
+        config = load_config(path, values=values)
         if study.learning_rate.base:
             rule = study.learning_rate
             width = resolve_model(config.model, need_weights=False).config.embed

@@ -10,7 +10,8 @@ import yaml
 
 import scaling
 from jaxgrpo.study.design import PlannedRun, StudyConfig
-from jaxgrpo.study.runner import progress
+from jaxgrpo.train.metrics import read_metrics
+from jaxgrpo.whole_file import write_whole
 from scaling import figures, panels, reuse, settings, tables
 from scaling.heldout import largest_out
 from scaling.ladder import Share, band_share, rank_correlation
@@ -31,18 +32,15 @@ class Section:
 def write_report(study: StudyConfig, runs: list[PlannedRun], source: str, say: Callable[[str], None]) -> Path:
     """Fit, predict, draw, and write OUT/report.md beside its figures; returns its path. DataError where a fit is impossible."""
     out = Path(study.out)
-    loaded = {run: scaling.load(run.directory) for run in runs}
-    sections = _ANALYSES[study.study](study, loaded, out)
-    sections = [_setting(study, runs, source), *sections, _table_of_runs(loaded)]
+    sections = _ANALYSES[study.study](study, runs, out)
+    sections = [_setting(study, runs, source), *sections, _table_of_runs(runs)]
     text = [f"# Study: {Path(source).stem}", ""]
     for section in sections:
         text += [f"## {section.heading}", ""]
         for paragraph in section.paragraphs:
             text += [paragraph, ""]
     path = out / "report.md"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("\n".join(text), encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, "\n".join(text))
     for section in sections[1:-1]:
         for paragraph in section.paragraphs:
             if not paragraph.startswith("!["):
@@ -59,9 +57,9 @@ def _picture(figure, out: Path, name: str, caption: str) -> str:
     return f"![{caption}]({name}.png)"
 
 
-def _ladder(study: StudyConfig, loaded: dict[PlannedRun, Runs], out: Path) -> list[Section]:
+def _ladder(study: StudyConfig, planned: list[PlannedRun], out: Path) -> list[Section]:
     sections = []
-    runs = _joined(loaded.values())
+    runs = scaling.load([run.directory for run in planned])
     for family in runs.families:
         chosen = runs.select(family=family).clip(study.fit.warmup, study.fit.ending)
         for x in study.fit.x:
@@ -108,8 +106,8 @@ def _verdict(what: str, share: Share, expected: float) -> str:
     return f"Expected at least {expected:g}: {what}. Came: {came}. **{'Met' if share.value >= expected else 'MISSED'}.**"
 
 
-def _reuse(study: StudyConfig, loaded: dict[PlannedRun, Runs], out: Path) -> list[Section]:
-    runs = _joined(loaded.values())
+def _reuse(study: StudyConfig, planned: list[PlannedRun], out: Path) -> list[Section]:
+    runs = scaling.load([run.directory for run in planned])
     sections = []
     for family in runs.families:
         for n in runs.select(family=family).sizes:
@@ -123,25 +121,20 @@ def _reuse(study: StudyConfig, loaded: dict[PlannedRun, Runs], out: Path) -> lis
     return sections
 
 
-def _group(study: StudyConfig, loaded: dict[PlannedRun, Runs], out: Path) -> list[Section]:
-    named: dict[str, list[Runs]] = {}
-    for run, curves in loaded.items():
-        named.setdefault(f"G = {run.config.rollout.samples}", []).append(curves)
-    arms = {name: _joined(parts).clip(study.fit.warmup, study.fit.ending) for name, parts in named.items()}
+def _group(study: StudyConfig, planned: list[PlannedRun], out: Path) -> list[Section]:
+    named: dict[str, list[Path]] = {}
+    for run in planned:
+        named.setdefault(f"G = {run.config.rollout.samples}", []).append(run.directory)
+    arms = {name: scaling.load(paths).clip(study.fit.warmup, study.fit.ending) for name, paths in named.items()}
     sections = []
     for x in study.fit.x:
         rows = settings.compare(arms, x, seed=study.fit.seed)
-        picture = _picture(panels.settings(arms, rows, x), out, f"group-{x}", f"loss over {SYMBOLS[x]} by group size")
-        sections.append(Section(f"Samples per prompt, over {SYMBOLS[x]}", [_block(tables.settings_table(rows)), picture]))
+        picture = _picture(panels.settings(rows, x), out, f"group-{x}", f"loss over {SYMBOLS[x]} by group size")
+        sections.append(Section(f"Samples per prompt, over {SYMBOLS[x]}", [_block(tables.settings_table(rows, x)), picture]))
     return sections
 
 
 _ANALYSES = {"ladder": _ladder, "reuse": _reuse, "group": _group}
-
-
-def _joined(parts) -> Runs:
-    parts = list(parts)
-    return Runs(tuple(c for part in parts for c in part.curves), tuple(dict.fromkeys(n for part in parts for n in part.notes)))
 
 
 def _setting(study: StudyConfig, runs: list[PlannedRun], source: str) -> Section:
@@ -165,19 +158,11 @@ def _setting(study: StudyConfig, runs: list[PlannedRun], source: str) -> Section
     )
 
 
-def _table_of_runs(loaded: dict[PlannedRun, Runs]) -> Section:
+def _table_of_runs(runs: list[PlannedRun]) -> Section:
     rows = []
-    for run, curves in loaded.items():
-        done, _, score = progress(run)
-        curve = curves.curves[0]
-        rows.append(
-            [
-                run.directory.name,
-                f"{curve.n:,.0f}",
-                f"{run.config.optim.lr:g}",
-                str(done),
-                f"{score:.3f}",
-                f"{curve.compute[-1]:.2e}",
-            ]
-        )
+    for run in runs:
+        last = read_metrics(run.directory / "metrics.jsonl")[-1]
+        score = "-" if last.get("test_loss") is None else f"{1 - last['test_loss']:.3f}"
+        size, lr = f"{last['n_nominal']:,.0f}", f"{run.config.optim.lr:g}"
+        rows.append([run.directory.name, size, lr, str(last["step"]), score, f"{last['compute_flops']:.2e}"])
     return Section("Runs", [_block(tables.table(["run", "N", "lr", "steps", "Pass@1", "C (FLOP)"], rows))])

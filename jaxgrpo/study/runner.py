@@ -17,8 +17,11 @@ from pathlib import Path
 
 from jaxgrpo.config import ConfigError, differences, load_config, to_yaml
 from jaxgrpo.errors import UserError
+from jaxgrpo.model.parameters import count_parameters
+from jaxgrpo.model.source import resolve_model
 from jaxgrpo.study.design import PlannedRun
 from jaxgrpo.train.metrics import read_metrics
+from jaxgrpo.whole_file import write_whole
 
 POLL_S = 0.2
 REPORT_S = 15.0  # between two lines about runs in progress
@@ -56,27 +59,23 @@ def write_configs(runs: list[PlannedRun]) -> None:
                     f"{run.directory} holds a run of another config ({'; '.join(changed)}): choose another out, or delete it."
                 )
     for run in runs:
-        path = config_file(run)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(to_yaml(run.config), encoding="utf-8")
-        os.replace(temporary, path)
+        write_whole(config_file(run), to_yaml(run.config))
 
 
-def progress(run: PlannedRun) -> tuple[int, int, float | None]:
-    """(steps done, steps of the run or 0 where it works them out itself, last held-out Pass@1)."""
+def progress(run: PlannedRun) -> tuple[int | None, int, float | None]:
+    """(steps done or None where nothing is logged, steps of the run or 0 where it finds them itself, last held-out Pass@1)."""
     records = read_metrics(run.directory / "metrics.jsonl")
     tested = [record["test_loss"] for record in records if record.get("test_loss") is not None]
     steps = run.config.train.steps
     if not steps and (run.directory / "config.yaml").exists():
         steps = load_config(str(run.directory / "config.yaml")).train.steps
-    return (records[-1]["step"] if records else 0), steps, (1 - tested[-1] if tested else None)
+    return (records[-1]["step"] if records else None), steps, (1 - tested[-1] if tested else None)
 
 
 def is_done(run: PlannedRun) -> bool:
     """Whether the run has trained to its end and saved its last step."""
     done, steps, _ = progress(run)
-    return 0 < steps <= done and (run.directory / "checkpoints" / str(done)).is_dir()
+    return 0 < steps <= (done or 0) and (run.directory / "checkpoints" / str(done)).is_dir()
 
 
 def train_all(runs: list[PlannedRun], jobs: int, say: Callable[[str], None]) -> dict[str, float]:
@@ -133,9 +132,6 @@ def _terminated(*_: object) -> None:
 
 
 def _size(run: PlannedRun) -> int:
-    from jaxgrpo.model.parameters import count_parameters
-    from jaxgrpo.model.source import resolve_model
-
     return count_parameters(resolve_model(run.config.model, need_weights=False).config)["total"]
 
 
@@ -170,7 +166,7 @@ def _start(run: PlannedRun, cores: list[int]) -> _Process:
 
 def _state(run: PlannedRun) -> str:
     done, steps, _ = progress(run)
-    begun = "warming up" if not read_metrics(run.directory / "metrics.jsonl") else f"step {done}/{steps}"
+    begun = "warming up" if done is None else f"step {done}/{steps}"
     return f"{run.directory.name} {begun}"
 
 

@@ -1,11 +1,11 @@
 """A run directory: config.yaml, metrics.jsonl, eval/, checkpoints/, plots/; one process at a time may train in it."""
 
 import fcntl
-import os
 from pathlib import Path
 
 from jaxgrpo.config import Config, ConfigError, differences, load_config, to_yaml
 from jaxgrpo.train.metrics import MetricsLog
+from jaxgrpo.whole_file import write_whole
 
 
 class RunDirectory:
@@ -63,9 +63,7 @@ class RunDirectory:
             )
 
     def write_config(self, config: Config) -> None:
-        temporary = self.path / "config.yaml.tmp"
-        temporary.write_text(to_yaml(config), encoding="utf-8")
-        os.replace(temporary, self.path / "config.yaml")
+        write_whole(self.path / "config.yaml", to_yaml(config))
 
     def cut_after(self, step: int) -> None:
         """Drop what a killed run wrote after `step`: metric lines and evaluation files."""
