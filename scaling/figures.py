@@ -161,10 +161,21 @@ def curves(law: Law, measured: Sequence[Curve] = (), title: str = "", new_sizes:
         shape = {} if row is None and curve is None else {"marker": marker, "markersize": 3}
         axis.plot([], [], "-" if row is not None else "--", color=colour, label=label, **shape)
     x_axis(axis, X_LABELS[law.x])
+    axis.set_ylim(*_loss_limits(axis))
     loss_axis(axis)
     axis.set_title(title or f"{law.family}: solid fitted, dashed predicted")
     axis.legend(ncols=2, loc="lower left", handlelength=1.4, columnspacing=0.8, labelspacing=0.25)
     return figure
+
+
+def _loss_limits(axis) -> tuple[float, float]:
+    """Limits that hold all points and lines and, below them, room for the legend. A wide band is cut."""
+    points = [collection.get_offsets()[:, 1] for collection in axis.collections if len(collection.get_offsets()) > 1]
+    lines = [line.get_ydata() for line in axis.lines if len(line.get_ydata())]
+    values = np.concatenate([np.asarray(part, dtype=float) for part in points + lines])
+    low, high = values.min(), values.max()
+    margin = (high / low) ** 0.06
+    return low / margin / (high / low) ** 0.25, high * margin
 
 
 def _predicted(axis, law: Law, n: float, span: np.ndarray, colour) -> None:

@@ -25,6 +25,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from jaxgrpo.config import Config, ConfigError, load_config, parse_override, read_mapping, replace
 from jaxgrpo.model.source import resolve_model
+from scaling.design import OBJECTIVES
+from scaling.law import RESAMPLES
+from scaling.runs import X_COLUMNS
 
 RESERVED = {"seed": "seeds", "run_dir": "out"}  # keys of a run that the study sets itself, and what to use instead
 
@@ -126,8 +129,7 @@ def _checked(path: str, values: dict) -> StudyConfig:
         raise ConfigError(f"seeds={list(study.seeds)}: give at least one seed, and each only once.")
     if study.jobs < 0:
         raise ConfigError(f"jobs={study.jobs} is below 0.")
-    if not study.fit.x:
-        raise ConfigError("fit.x is empty: name compute, data, compute_total or step.")
+    _check_fit(study.fit)
     for place, keys in (("set", study.set), *((f"runs.{name}", run) for name, run in study.runs.items())):
         for key in keys:
             if key in RESERVED:
@@ -135,6 +137,22 @@ def _checked(path: str, values: dict) -> StudyConfig:
     if study.learning_rate.base and any("optim.lr" in keys for keys in (study.set, *study.runs.values())):
         raise ConfigError("optim.lr and learning_rate.base are both set: keep one of them.")
     return study
+
+
+def _check_fit(fit: FitConfig) -> None:
+    """Refuse now what would fail only when all runs are trained."""
+    if not fit.x:
+        raise ConfigError(f"fit.x is empty: name {', '.join(X_COLUMNS)}.")
+    chosen = [("x", x, X_COLUMNS) for x in fit.x] + [
+        ("objective", fit.objective, OBJECTIVES),
+        ("resample", fit.resample, RESAMPLES),
+    ]
+    for key, value, choices in chosen:
+        if value not in choices:
+            raise ConfigError(f"fit.{key}={value} is not known: choose from {', '.join(choices)}.")
+    for key in ("warmup", "ending", "bootstrap"):
+        if getattr(fit, key) < 0:
+            raise ConfigError(f"fit.{key}={getattr(fit, key)} is below 0.")
 
 
 def _planned(study: StudyConfig, folder: Path, name: str, seed: int) -> PlannedRun:

@@ -41,6 +41,11 @@ def test_the_learning_rate_follows_one_rule_of_width():
         ("optim.lr=1e-3", "keep one of them"),
         ("runs.w16=3", "runs.w16.model"),
         ("study=lader", "study"),
+        ("fit.x=[compute, time]", "fit.x=time is not known"),
+        ("fit.x=[]", "fit.x is empty"),
+        ("fit.objective=logg", "choose from log, linear, huber"),
+        ("fit.resample=points", "choose from block"),
+        ("fit.warmup=-1", "below 0"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(override, message):
