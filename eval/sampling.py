@@ -42,6 +42,7 @@ class Graded:
     grades: list[list[Grade]]
     generate_s: float
     grade_s: float
+    by_host_s: list[float] = field(default_factory=list)  # generate_s of every host
 
 
 def sample_and_grade(
@@ -99,6 +100,26 @@ def sample_and_grade(
     collect(pool.drain())
     table = [[grades[p, s] for s in range(len(numbers))] for p, numbers in enumerate(samples)]
     return Graded(responses, table, decoded - start, time.perf_counter() - decoded)
+
+
+def dealt_together(parts: list[Graded]) -> Graded:
+    """What several hosts made of the prompts that were dealt out to them in turn, in the prompts' order.
+
+    The seconds are the slowest host's: the others waited for it."""
+    count = sum(len(part.responses) for part in parts)
+    places = [(place % len(parts), place // len(parts)) for place in range(count)]
+    responses = [parts[host].responses[at] for host, at in places]
+    for place, group in enumerate(responses):
+        for response in group:
+            response.request = place
+    slowest = max(parts, key=lambda part: part.generate_s)
+    return Graded(
+        responses,
+        [parts[host].grades[at] for host, at in places],
+        slowest.generate_s,
+        max(part.grade_s for part in parts),
+        [part.generate_s for part in parts],
+    )
 
 
 def outcomes(prompts: list[EncodedPrompt], graded: Graded, tokenizer) -> list[Outcome]:

@@ -329,9 +329,13 @@ def _train(arguments) -> int:
 
             print_dry_run(config)
         else:
+            from jaxgrpo.parallel import hosts
+
+            hosts.start(config.hosts)
             from jaxgrpo.train.loop import train
 
-            train(config)
+            with hosts.ending_together():
+                train(config)
 
     return _reported(run)
 
@@ -402,7 +406,7 @@ def _start_jax(config) -> None:
         from jaxgrpo.config import load_config
 
         mesh = load_config(str(stored)).mesh
-    prepare_cpu_devices(math.prod((mesh.data, mesh.fsdp, mesh.tensor)))
+    prepare_cpu_devices(math.prod((mesh.data, mesh.fsdp, mesh.tensor)) // max(config.hosts.count, 1))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     os.environ.setdefault("XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB", str(memory // 2**30))  # for train.offload; 64 by itself
     _keep_compiled_programs()

@@ -143,6 +143,17 @@ class MeshConfig:
 
 
 @dataclass(frozen=True)
+class HostsConfig:
+    """A job of several processes, one per host. All get the same command but for hosts.index."""
+
+    count: int = 1  # processes; 0: as the TPU pod's, SLURM's or Kubernetes' environment says
+    coordinator: str = ""  # HOST:PORT of process 0, with count > 1
+    index: int = 0  # of this process, with count > 1
+    start_s: int = 60  # longest wait for the others at the start
+    heartbeat_s: int = 20  # a process that is silent for so long is taken for dead, and the job ends
+
+
+@dataclass(frozen=True)
 class Config:
     model: str = "Qwen/Qwen2.5-0.5B"  # HF directory, hub id, or random:NAME for fresh weights
     run_dir: str = "runs/run"
@@ -157,6 +168,7 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    hosts: HostsConfig = field(default_factory=HostsConfig)
 
 
 # What may differ between a run and its resumption: where and how fast it runs, and how far; never what it computes.
@@ -182,6 +194,11 @@ EXECUTION_KEYS = {
     "mesh.data",
     "mesh.fsdp",
     "mesh.tensor",
+    "hosts.count",
+    "hosts.coordinator",
+    "hosts.index",
+    "hosts.start_s",
+    "hosts.heartbeat_s",
 }
 
 
@@ -328,11 +345,12 @@ _AT_LEAST = {
     rollout.min_p reward.workers algo.kl_coef algo.clip_low algo.clip_high algo.tis_cap optim.lr optim.warmup_updates
     optim.weight_decay train.steps train.row_tokens train.logit_chunk train.profile warmup.steps warmup.lr warmup.corrupt_lr
     warmup.corrupt_steps warmup.corruption eval.every eval.limit eval.temperature mesh.fsdp
+    hosts.count hosts.index
     """,
     1: """
     data.prompts_per_step data.max_prompt_tokens rollout.samples rollout.max_new_tokens train.minibatch_prompts train.unroll
     warmup.batch warmup.check_every eval.samples eval.suites_every checkpoint.every checkpoint.keep mesh.data mesh.tensor
-    algo.dual_clip
+    algo.dual_clip hosts.start_s hosts.heartbeat_s
     """,
 }
 

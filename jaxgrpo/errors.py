@@ -5,3 +5,4 @@ class UserError(ValueError):
     """Shown by the command line without a traceback."""
 
     exit_code = 1  # 1: the work failed; 2: the command or its configuration cannot be meant
+    on_all_hosts = False  # whether all hosts of a job raise it at the same place, so that none waits for another

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: makes .venv in this checkout with uv and installs the project. A second run reuses it.
 #   PYTHON  the interpreter to use (default python3; 3.11 or newer)
 #   VENV    the environment's folder (default .venv)

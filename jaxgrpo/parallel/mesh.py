@@ -50,18 +50,36 @@ def rollout_tensor_size(heads: int, devices: int, weight_bytes: int, free_bytes:
 
 
 def trainer_mesh(shape: tuple[int, int, int], devices=None):
-    """Mesh (data, fsdp, tensor) over all devices in the order jax lists them: host by host."""
+    """Mesh (data, fsdp, tensor) over all devices, slice by slice and host by host."""
     import jax
     import numpy as np
 
-    devices = jax.devices() if devices is None else devices
+    devices = host_major(jax.devices() if devices is None else devices)
     if math.prod(shape) != len(devices):
         raise MeshError(f"mesh {shape} needs {math.prod(shape)} devices, there are {len(devices)}.")
     return jax.sharding.Mesh(np.asarray(devices).reshape(shape), AXES)
 
 
+def host_major(devices) -> list:
+    """Devices by slice (of several slices joined over the data centre's network) and host, else as they were."""
+    return sorted(devices, key=lambda device: (getattr(device, "slice_index", 0) or 0, device.process_index))
+
+
 def rollout_mesh(trainer, tensor: int):
-    """Mesh (replica, tensor) over the trainer's devices in the same order: jit refuses an output on another order."""
+    """Mesh (replica, tensor) over this host's devices, in the trainer's order: hosts generate independently."""
+    import jax
+    import numpy as np
+
+    own = [device for device in trainer.devices.flat if device.process_index == jax.process_index()]
+    return jax.sharding.Mesh(np.asarray(own).reshape(-1, tensor), ("replica", "tensor"))
+
+
+def hosts_mesh(trainer, tensor: int):
+    """Mesh (host, replica, tensor) over all devices in the trainer's order, the parts along `host` being the rollout meshes.
+
+    The hand-over is compiled for it: jit refuses an output on another order of the devices than its inputs'.
+    """
     import jax
 
-    return jax.sharding.Mesh(trainer.devices.reshape(-1, tensor), ("replica", "tensor"))
+    hosts = len({device.process_index for device in trainer.devices.flat})
+    return jax.sharding.Mesh(trainer.devices.reshape(hosts, -1, tensor), ("host", "replica", "tensor"))

@@ -22,7 +22,7 @@ from jaxgrpo.model.parameters import abstract_parameters, parameter_table
 from jaxgrpo.parallel.sharding import named_sharding, replicated
 from jaxgrpo.rollout import cache as kv
 from jaxgrpo.rollout import programs
-from jaxgrpo.rollout.layout import make_handover
+from jaxgrpo.rollout.layout import make_handover, own_part, rollout_shardings
 from jaxgrpo.rollout.sampling import Sampling
 from jaxgrpo.rollout.settings import EngineError, EngineSettings, NonFiniteError
 from jaxgrpo.rollout.slots import (
@@ -41,13 +41,18 @@ __all__ = ["DecodeState", "Engine", "EngineError", "EngineSettings", "NonFiniteE
 
 class Engine:
     """Generation with one model on one (replica, tensor) mesh. Slots are sharded over `replica`; all programs are jitted
-    with explicit shardings, so that any thread may call them."""
+    with explicit shardings, so that any thread may call them.
 
-    def __init__(self, config: ModelConfig, settings: EngineSettings, mesh, *, tokenizer=None):
+    In a job of several hosts each has an engine on its own devices. `hosts_mesh` (host, replica, tensor) is then the mesh
+    over all of them that the trainer's parameters are handed over on; only `load_params` needs the others.
+    """
+
+    def __init__(self, config: ModelConfig, settings: EngineSettings, mesh, *, tokenizer=None, hosts_mesh=None):
         settings = settings.on(mesh.devices.flat[0].platform, config.head_dim)
         settings.check(config.vocab, mesh.shape["replica"])
         self.config, self.settings, self._mesh, self._tokenizer = config, settings, mesh, tokenizer
-        self._handover = make_handover(config, mesh, settings.dtype, settings.weights)
+        self._handover = make_handover(config, hosts_mesh or mesh, settings.dtype, settings.weights)
+        self._hosts_mesh = hosts_mesh
         state, prefix = self._state_shardings(), self._prefix_shardings()
         self._init = jax.jit(partial(programs.empty_state, config, settings), static_argnames="blocks", out_shardings=state)
         self._prefill = jax.jit(partial(programs.prefill, config, settings, mesh), out_shardings=prefix)
@@ -112,7 +117,10 @@ class Engine:
 
     def load_params(self, params: dict) -> dict:
         """The trainer's parameters, cast and moved to the rollout layout in one program. Parameters that lie on other devices
-        than the engine's are first spread over these."""
+        than the engine's are first spread over these. With several hosts all of them call this together."""
+        if self._hosts_mesh is not None:
+            own = rollout_shardings(self.config, self._mesh, self.settings.weights)
+            return own_part(self._handover(params), own)
         devices = {device for value in params.values() if isinstance(value, jax.Array) for device in value.devices()}
         if devices != set(self._mesh.devices.flat):
             specs = parameter_table(self.config)

@@ -54,6 +54,16 @@ def to_rollout_layout(params: dict, config: ModelConfig, dtype: str, weights: st
 
 
 def make_handover(config: ModelConfig, mesh, dtype: str, weights: str):
-    """The jitted cast + reshard from the trainer's parameters to the rollout layout on `mesh`."""
+    """The jitted cast + reshard from the trainer's parameters to the rollout layout on `mesh`. Along a mesh axis `host` every
+    part is a whole copy: `own_part` takes this host's."""
     layout = partial(to_rollout_layout, config=config, dtype=dtype, weights=weights)
     return jax.jit(layout, out_shardings=rollout_shardings(config, mesh, weights))
+
+
+def own_part(weights: dict, shardings: dict) -> dict:
+    """This host's copy of weights that lie on the devices of all hosts, as arrays of its own devices (`shardings`)."""
+    return jax.tree.map(
+        lambda x, place: jax.make_array_from_single_device_arrays(x.shape, place, [part.data for part in x.addressable_shards]),
+        weights,
+        shardings,
+    )

@@ -1,5 +1,6 @@
 """What stays fixed through a run: model, data, mesh, engine, graders and the compiled programs."""
 
+import dataclasses
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,13 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eval.sampling import Outcome, outcomes, pass_at_1, sample_and_grade
+from eval.sampling import Outcome, dealt_together, outcomes, pass_at_1, sample_and_grade
 from jaxgrpo.config import Config, ConfigError, replace
 from jaxgrpo.data import DATA_SOURCE, EncodedPrompt, load_tokenizer
 from jaxgrpo.model.hf import load_params
 from jaxgrpo.model.parameters import abstract_parameters, count_parameters
 from jaxgrpo.model.source import ModelSource, resolve_model
-from jaxgrpo.parallel.mesh import rollout_mesh, trainer_mesh
+from jaxgrpo.parallel import hosts
+from jaxgrpo.parallel.mesh import hosts_mesh, rollout_mesh, trainer_mesh
 from jaxgrpo.reward import GraderPool
 from jaxgrpo.rollout import scheduler
 from jaxgrpo.rollout.driver_process import DriverProcess
@@ -139,7 +141,7 @@ class Job:
     def pack_minibatch(self, sequences: list[Sequence]) -> tuple[Rows, np.int32]:
         """Rows on the devices and the number of micro-batches in use."""
         rows, used = pack_tightest(sequences, self.row_shapes, self.pad_id)
-        return jax.device_put(rows, rows_sharding(self.mesh)), np.int32(used)
+        return hosts.spread(rows, rows_sharding(self.mesh)), np.int32(used)
 
     def compile_updates(self, reference: dict | None) -> None:
         """Build the programs of every row shape into the compilation cache, largest first, so that no step waits for one later.
@@ -159,21 +161,23 @@ class Job:
                 self.score_reference.lower(reference, rows, used).compile()
 
     def sample(self, weights, prompts: list[EncodedPrompt], *, stream: str, step: int, samples: int, sampling: Sampling):
-        """Sampled and graded responses of `prompts`; see eval.sampling.sample_and_grade."""
-        return sample_and_grade(
+        """Sampled and graded responses of `prompts`; see eval.sampling.sample_and_grade. Every host makes those of its share of
+        the prompts, and all hosts get all of them."""
+        mine = sample_and_grade(
             self.engine,
             weights,
-            prompts,
+            prompts[hosts.index() :: hosts.count()],
             tokenizer=self.tokenizer,
             pool=self.pool,
             stream=stream,
             seed=self.config.seed,
             step=step,
-            samples=[range(samples)] * len(prompts),
+            samples=[range(samples)] * len(prompts[hosts.index() :: hosts.count()]),
             sampling=sampling,
             max_new=self.config.rollout.max_new_tokens,
             generate=self.driver.generate if self.driver else scheduler.generate,
         )
+        return dealt_together(hosts.gather(mine, f"the responses of all hosts ({stream}, step {step})"))
 
     def evaluate(self, weights, step: int, stream: str = SUITE) -> list[Outcome]:
         """Outcomes on the suite that `stream` names, or for any other stream on the held-out problems."""
@@ -231,6 +235,8 @@ def prepare(config: Config) -> Job:
     if config.warmup.steps and not stop_ids:
         raise ConfigError(f"model={config.model} names no end-of-sequence token, which demonstrations need.")
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    if hosts.count() > 1 and config.rollout.driver == "jetstream":
+        raise ConfigError("rollout.driver=jetstream serves one host; leave it at engine in a job of several.")
     prompts = TrainingPrompts(config, tokenizer)
     heldout, dropped = heldout_prompts(config, tokenizer)
     suites = {asked.name: asked.prompts for asked in suite_questions(config.eval.suites, config, tokenizer)}
@@ -238,10 +244,17 @@ def prepare(config: Config) -> Job:
     config = replace(config, {"data.tokenizer": config.data.tokenizer or name, "train.steps": prompts.steps()})
     if config.train.profile > config.train.steps:
         raise ConfigError(f"train.profile={config.train.profile} is beyond the last step, train.steps={config.train.steps}.")
-    config = resolve_sizes(config, source.config, len(devices), device_memory(devices[0]))
+    config = resolve_sizes(config, source.config, len(devices), device_memory(jax.local_devices()[0]), hosts.count())
     mesh = trainer_mesh((config.mesh.data, config.mesh.fsdp, config.mesh.tensor), devices)
+    tensor = config.rollout.tensor
     settings = engine_settings(config, stop_ids, pad_id)
-    engine = Engine(source.config, settings, rollout_mesh(mesh, config.rollout.tensor), tokenizer=tokenizer)
+    engine = Engine(
+        source.config,
+        dataclasses.replace(settings, slots=settings.slots // hosts.count()),
+        rollout_mesh(mesh, tensor),
+        tokenizer=tokenizer,
+        hosts_mesh=hosts_mesh(mesh, tensor) if hosts.count() > 1 else None,
+    )
     reward = config.reward
     pool = GraderPool(reward.workers, reward.cpu_seconds, reward.wall_seconds, sandbox=reward.sandbox)
     driver = DriverProcess() if config.rollout.driver == "jetstream" else None

@@ -7,6 +7,7 @@ evaluation, checkpoint. A run that is killed anywhere goes on from its last comp
 import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,8 @@ import numpy as np
 from eval.sampling import Graded, pass_at_1, write_records
 from jaxgrpo.algo import group_advantages
 from jaxgrpo.config import Config
+from jaxgrpo.errors import UserError
+from jaxgrpo.parallel import hosts
 from jaxgrpo.train.accounting import update_bytes
 from jaxgrpo.train.checkpoint import Checkpoints, load_params, save_params
 from jaxgrpo.train.conversion import write_companions
@@ -30,6 +33,13 @@ from jaxgrpo.train.step import ON_POLICY
 from jaxgrpo.train.warmup import make_encoder, warm_up
 
 
+class Stopped(UserError):
+    """The run was asked to end before its last step, and saved what it had."""
+
+    on_all_hosts = True
+    exit_code = 75  # "try again later", EX_TEMPFAIL of sysexits.h: launchers start the job again
+
+
 @dataclass
 class Totals:
     """Cumulative counters of a run: prompts consumed (the data cursor), tokens, operations."""
@@ -43,18 +53,23 @@ class Totals:
 
 
 def train(config: Config) -> None:
-    """Run, or go on with, the training that `config` describes."""
+    """Run, or go on with, the training that `config` describes. In a job of several hosts every host calls this; the first one
+    writes what the run leaves behind."""
     compilations = CompilationCounter()
+    hosts.check_same(config)
     run = RunDirectory(config.run_dir)
-    run.lock()
-    stored = run.stored_config()
+    if hosts.is_first():
+        run.lock()
+    hosts.check_shared(run.path, run.LOCK)
+    stored = hosts.from_first(run.stored_config() if hosts.is_first() else None, "the config of the run directory")
     if stored is not None:
         config = adopt(config, stored, len(jax.devices()))
         run.check_same(config, stored)
     job = prepare(config)
     with job.pool, job.driver or nullcontext():
-        run.write_config(job.config)
-        write_companions(run.path / "model", job.source, job.tokenizer)
+        if hosts.is_first():
+            run.write_config(job.config)
+            write_companions(run.path / "model", job.source, job.tokenizer)
         Trainer(job, run, compilations).run_all()
 
 
@@ -80,24 +95,40 @@ class Trainer:
         self.seconds: dict[str, float] = {}
         self.micro_batches = 0  # of the last step's updates
         self.weights = None  # the sampler's copy of the policy; dropped during updates
+        self.stop_request = hosts.StopRequest()
 
     def run_all(self) -> None:
+        """Train to the end. Stopped, with everything saved, after the step in which a host was asked to end (SIGTERM)."""
         steps = self.config.train.steps
         state, done = self.start()
         self.progress.begin(done, self.run.metrics.read())
         try:
-            if done == 0:
-                self.log(0, self.evaluate(state, 0))
-            for step in range(done + 1, steps + 1):
-                with self.profiled(step):
-                    state = self.step(state, step)
-            with self.timed("save_s"):
-                self.checkpoints.wait()
+            with self.stop_request.watched():
+                if done == 0:
+                    self.log(0, self.evaluate(state, 0))
+                for step in range(done + 1, steps + 1):
+                    with self.profiled(step):
+                        state = self.step(state, step)
+                    if step < steps and self.stop_request.anywhere():
+                        self.stop(state, step)
+                with self.timed("save_s"):
+                    self.checkpoints.wait()
         finally:
             self.progress.stop()
             self.checkpoints.close()
-        draw_learning_curve(self.run.metrics.read(), self.run.plots / "learning_curve.png", title=self.config.model)
+        if hosts.is_first():
+            draw_learning_curve(self.run.metrics.read(), self.run.plots / "learning_curve.png", title=self.config.model)
         self.progress.end(self.run.metrics.read())
+
+    def stop(self, state: TrainState, step: int) -> NoReturn:
+        """Save what is not saved yet, wait until it is on disk, and end."""
+        if step % self.config.checkpoint.every:
+            self.save(state, step)
+        self.checkpoints.wait()
+        raise Stopped(
+            f"asked to stop (SIGTERM): step {step} of {self.config.train.steps} is saved in {self.run.path}; the same command "
+            "goes on from there."
+        )
 
     def start(self) -> tuple[TrainState, int]:
         """The state to go on from and the steps it has behind it; the reference policy is set aside on the way."""
@@ -108,21 +139,26 @@ class Trainer:
         if self.job.driver is None:
             self.job.engine.compile(self.job.engine.load_params(initial))
         self.job.compile_updates(self.reference)
-        done = self.checkpoints.latest()
+        done = hosts.from_first(self.checkpoints.latest(), "the newest checkpoint")
         if done is None:
-            self.run.cut_after(-1)
+            self.cut_after(-1)
             return self.job.fresh_state(initial), 0
         del initial
         state, meta = self.checkpoints.restore(done, self.job.abstract_state())
         self.totals = Totals(**meta["totals"])
-        self.run.cut_after(done)
+        self.cut_after(done)
         return state, done
+
+    def cut_after(self, step: int) -> None:
+        if hosts.is_first():
+            self.run.cut_after(step)
+        hosts.barrier(f"the run directory to be cut back to step {step}")
 
     def initial_policy(self) -> dict:
         """Loaded or random weights, after the supervised start where one is configured; that is done once per run."""
         if not self.config.warmup.steps:
             return self.job.initial_params()
-        if not self.run.warm_start.exists():
+        if not hosts.from_first(self.run.warm_start.exists(), "whether there is a warm start"):
             job = self.job
             encode = make_encoder(
                 job.tokenizer,
@@ -239,7 +275,8 @@ class Trainer:
             weights = self.sampler_weights(state)
             with self.timed("eval_s"):
                 results = self.job.evaluate(weights, step, suite)
-                write_records(self.run.eval_file(suite, step), [result.record() for result in results])
+                if hosts.is_first():
+                    write_records(self.run.eval_file(suite, step), [result.record() for result in results])
             self.totals.grader_errors += sum(r.error is not None for r in results)
             if suite == SUITE:
                 record |= {"test_loss": 1.0 - pass_at_1(results), "test_n": len(self.job.heldout)}
@@ -283,6 +320,7 @@ class Trainer:
             "response_length_mean": float(work.response_PG.mean()),
             "truncated_fraction": float(np.mean([r.finish == "length" for group in graded.responses for r in group])),
             "equal_reward_groups": float(np.mean(rewards_PG.min(axis=1) == rewards_PG.max(axis=1))),
+            **_host_seconds(graded),
             "graded_per_s": rewards_PG.size / (self.seconds["rollout_s"] + self.seconds["grade_s"]),
             "rollout_tokens_per_s": float(work.response_PG.sum() / self.seconds["rollout_s"]),
             "update_tokens_per_s": float(work.lengths.sum() / (self.seconds["score_s"] + update_s)),
@@ -321,7 +359,8 @@ class Trainer:
     def log(self, step: int, record: dict) -> None:
         record = self.job.identity | {"step": step} | asdict(self.totals) | record | self.seconds
         record["compilations"] = self.compilations.count
-        self.run.metrics.append(record)
+        if hosts.is_first():
+            self.run.metrics.append(record)
         self.progress.step(step, record)
 
     @contextmanager
@@ -345,6 +384,13 @@ class Trainer:
         with jax.profiler.TraceAnnotation(name.removesuffix("_s")):
             yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def _host_seconds(graded: Graded) -> dict:
+    """With several hosts, the seconds of the first and of the last one that was done with its rollouts."""
+    if len(graded.by_host_s) < 2:
+        return {}
+    return {"rollout_first_host_s": min(graded.by_host_s), "rollout_last_host_s": max(graded.by_host_s)}
 
 
 @jax.jit

@@ -7,6 +7,7 @@ import time
 from rich.console import Console
 from rich.table import Table
 
+from jaxgrpo.parallel import hosts
 from jaxgrpo.train.metrics import PHASES
 
 
@@ -15,7 +16,7 @@ class Progress:
 
     def __init__(self, job, run):
         self.job, self.run = job, run
-        self.console = Console(highlight=False, soft_wrap=True)
+        self.console = Console(highlight=False, soft_wrap=True, quiet=not hosts.is_first())
         self.status = self.console.status("") if self.console.is_terminal else None
         self.pass1: float | None = None
         self.started = self.steps_done = 0
@@ -29,7 +30,8 @@ class Progress:
         size = f"{n / 1e9:.2f} B" if n >= 1e9 else f"{n / 1e6:.2f} M" if n >= 1e6 else f"{n / 1e3:.0f} k"
         shape = " x ".join(f"{axis} {size}" for axis, size in job.mesh.shape.items())
         self.say(f"model     {c.model} ({size} parameters)")
-        self.say(f"devices   {job.mesh.size} x {job.mesh.devices.flat[0].device_kind}, mesh {shape}")
+        where = f" on {hosts.count()} hosts" if hosts.count() > 1 else ""
+        self.say(f"devices   {job.mesh.size} x {job.mesh.devices.flat[0].device_kind}{where}, mesh {shape}")
         self.say(
             f"training  {c.train.steps} steps of {c.data.prompts_per_step} prompts x {c.rollout.samples} samples from "
             f"{c.data.train}; {len(job.heldout)} held-out problems"
@@ -79,6 +81,8 @@ class Progress:
             parts.append(f"length {record['response_length_mean']:.1f}")
             parts.append(f"rollout {record['rollout_tokens_per_s']:,.0f} tokens/s")
             parts.append(f"{record['step_s']:.2f} s/step")
+        if "rollout_first_host_s" in record:
+            parts.append(f"hosts' rollouts {record['rollout_first_host_s']:.2f} to {record['rollout_last_host_s']:.2f} s")
         if step > self.first:
             left = (time.monotonic() - self.started) / (step - self.first) * (total - step)
             parts.append(f"{_duration(left)} left")

@@ -3,13 +3,15 @@
 import fcntl
 from pathlib import Path
 
-from jaxgrpo.config import Config, ConfigError, differences, load_config, to_yaml
+from jaxgrpo.config import Config, ConfigError, HostsConfig, differences, load_config, replace, to_yaml
 from jaxgrpo.train.metrics import MetricsLog
 from jaxgrpo.whole_file import write_whole
 
 
 class RunDirectory:
     """Paths of a run, its lock, and what survives of a run that was killed."""
+
+    LOCK = "lock"
 
     def __init__(self, path: str):
         self.path = Path(path)
@@ -39,7 +41,7 @@ class RunDirectory:
         """Create the directory and hold it until the process ends, however it ends. ConfigError if another process does."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / "lock", "w")  # noqa: SIM115 (held open on purpose)
+            self._lock = open(self.path / self.LOCK, "w")  # noqa: SIM115 (held open on purpose)
         except OSError as error:
             raise ConfigError(f"run_dir={self.path} cannot be used ({error.strerror}): choose another.") from None
         try:
@@ -63,7 +65,8 @@ class RunDirectory:
             )
 
     def write_config(self, config: Config) -> None:
-        write_whole(self.path / "config.yaml", to_yaml(config))
+        """The config as another machine could go on with it: on which hosts it ran is left out."""
+        write_whole(self.path / "config.yaml", to_yaml(replace(config, {"hosts": HostsConfig()})))
 
     def cut_after(self, step: int) -> None:
         """Drop what a killed run wrote after `step`: metric lines and evaluation files."""

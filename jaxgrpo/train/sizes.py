@@ -55,8 +55,8 @@ def adopt(config: Config, stored: Config, devices: int) -> Config:
     return replace(config, {key: theirs[key] for key in taken})
 
 
-def resolve_sizes(config: Config, model: ModelConfig, devices: int, device_bytes: int | None) -> Config:
-    """Fill in every automatic size except train.steps and data.tokenizer.
+def resolve_sizes(config: Config, model: ModelConfig, devices: int, device_bytes: int | None, hosts: int = 1) -> Config:
+    """Fill in every automatic size except train.steps and data.tokenizer, for `devices` in all, spread evenly over `hosts`.
 
     device_bytes: memory of one device, None where it is unknown (CPU). ConfigError when sizes do not fit each other or a
     single sequence does not fit the cache budget.
@@ -78,9 +78,10 @@ def resolve_sizes(config: Config, model: ModelConfig, devices: int, device_bytes
         whole = jax.sharding.AbstractMesh((1, 1), ("replica", "tensor"))
         weights = _rollout_weight_bytes(config, model, whole)
         free = None if device_bytes is None else device_bytes - _held(replace(config, changes | {"rollout.tensor": 1}), model)
-        changes["rollout.tensor"] = rollout_tensor_size(model.heads, devices, weights, free)
-    elif devices % config.rollout.tensor:
-        raise ConfigError(f"rollout.tensor={config.rollout.tensor} does not divide the {devices} devices.")
+        changes["rollout.tensor"] = rollout_tensor_size(model.heads, devices // hosts, weights, free)
+    elif devices // hosts % config.rollout.tensor:
+        where = f"the {devices // hosts} devices" + (" of a host" if hosts > 1 else "")
+        raise ConfigError(f"rollout.tensor={config.rollout.tensor} does not divide {where}.")
     changes["rollout.chunk"] = config.rollout.chunk or default_chunk(config.rollout.max_new_tokens)
     changes["rollout.prefill_tokens"] = config.rollout.prefill_tokens or max(
         config.data.max_prompt_tokens, min(8192, config.data.prompts_per_step * config.data.max_prompt_tokens)

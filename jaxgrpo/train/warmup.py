@@ -14,6 +14,7 @@ import optax
 from jaxgrpo.config import Config, OptimConfig, TrainConfig, WarmupConfig
 from jaxgrpo.data import EncodedPrompt, Problem, encode_prompts, load_demonstrations, warmup_examples
 from jaxgrpo.model.config import ModelConfig
+from jaxgrpo.parallel import hosts
 from jaxgrpo.parallel.sharding import replicated
 from jaxgrpo.train.optimizer import make_optimizer
 from jaxgrpo.train.rows import Rows, Sequence, pack
@@ -118,7 +119,7 @@ def warm_up(
         for step in range(first + 1, first + steps + 1):
             jax.block_until_ready(loss)  # programs with collectives must not queue up: XLA's CPU client locks up at 32
             rows, used = _rows(next(batches), config, mesh, pad_id)
-            state, loss = update(state, jax.device_put(rows, rows_sharding(mesh)), np.int32(used))
+            state, loss = update(state, hosts.spread(rows, rows_sharding(mesh)), np.int32(used))
             if (step - first) % warmup.check_every == 0 or step == first + steps:
                 score = pass1(state.params, step)
                 report(f"warm-up ({name}) step {step}: loss {float(loss):.3f}, held-out Pass@1 {score:.3f}")

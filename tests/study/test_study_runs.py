@@ -126,4 +126,4 @@ def test_data_reuse_in_miniature(tmp_path, env):
     report = (tmp_path / "out" / "report.md").read_text()
     assert "](reuse-" in report
     for tau in (1, 2):
-        assert re.search(rf"^ *{tau}\b.*{last[tau]:.4f}", report, re.M), report
+        assert re.search(rf"^tau {tau}\b.*{last[tau]:.4f}", report, re.M), report
