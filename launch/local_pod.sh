@@ -16,33 +16,13 @@ RESTARTS=${RESTARTS:-3}
 LOGS=${LOGS:-runs/local_pod}
 GRACE=60 # seconds that the other processes get to end by themselves after one is lost
 
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-if [ -z "${JAXGRPO:-}" ]; then
-  JAXGRPO=jaxgrpo
-  [ -x "$here/.venv/bin/jaxgrpo" ] && JAXGRPO=$here/.venv/bin/jaxgrpo
-fi
-
-usage() {
-  sed -n '2,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
-  exit 2
-}
-
-dry_run=
-case ${1:-} in
-  -h | --help) usage ;;
-  --dry-run) dry_run=1; shift ;;
-esac
-[ $# -ge 2 ] || usage
-[[ $1 =~ ^[1-9][0-9]*$ ]] || { echo "local_pod: N=$1 is not a number of processes" >&2; usage; }
-processes=$1 config=$2
-shift 2
-for argument in "$@"; do
-  [ "$argument" = --dry-run ] && dry_run=1
-done
-overrides=()
-for argument in "$@"; do
-  [ "$argument" = --dry-run ] || overrides+=("$argument")
-done
+# shellcheck source=launch/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+parse_flags "$@"
+[ ${#arguments[@]} -ge 2 ] || usage
+processes=${arguments[0]} config=${arguments[1]} overrides=("${arguments[@]:2}")
+[[ $processes =~ ^[1-9][0-9]*$ ]] || { echo "local_pod: N=$processes is not a number of processes" >&2; exit 2; }
+JAXGRPO=${JAXGRPO:-$(jaxgrpo_command)}
 
 free_port() {
   local port
@@ -55,19 +35,17 @@ free_port() {
 }
 
 export JAX_PLATFORMS=cpu
-export XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=$DEVICES"
+export XLA_FLAGS="${XLA_FLAGS:+$XLA_FLAGS }--xla_force_host_platform_device_count=$DEVICES"
 
 command_of() { # the command of process $1, as words in the array `command`
   command=("$JAXGRPO" train "$config" "${overrides[@]}" "hosts.count=$processes" "hosts.index=$1" "hosts.coordinator=127.0.0.1:$port")
 }
 
-if [ -n "$dry_run" ]; then
+if [ -n "$DRY_RUN" ]; then
   port=PORT
   for ((i = 0; i < processes; i++)); do
     command_of "$i"
-    printf 'JAX_PLATFORMS=cpu XLA_FLAGS=%q' "$XLA_FLAGS"
-    printf ' %q' "${command[@]}"
-    printf '\n'
+    run env JAX_PLATFORMS=cpu "XLA_FLAGS=$XLA_FLAGS" "${command[@]}"
   done
   exit 0
 fi
@@ -137,10 +115,7 @@ run_once() {
 
 for ((attempt = 0; ; attempt++)); do
   run_once
-  if [ "$code" -eq 0 ] || [ -n "$stopping" ]; then exit "$code"; fi
-  # 75: stopped and saved. 128 and more: killed, or aborted by JAX because another process was. Anything else has a reason
-  # that a second try meets again.
-  if [ "$code" -ne 75 ] && [ "$code" -le 128 ]; then exit "$code"; fi
+  if [ "$code" -eq 0 ] || [ -n "$stopping" ] || ! worth_another_start "$code"; then exit "$code"; fi
   if [ "$attempt" -ge "$RESTARTS" ]; then
     echo "local_pod: started $((attempt + 1)) times; giving up" >&2
     exit "$code"

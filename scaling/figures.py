@@ -14,7 +14,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from scaling.design import fitted, free_lines
 from scaling.extrapolation import reach
@@ -91,6 +91,8 @@ def loss_axis(axis) -> None:
     axis.set_yscale("log")
     low, high = axis.get_ylim()
     ticks = LOSS_TICKS[(LOSS_TICKS >= low) & (LOSS_TICKS <= high)]
+    if len(ticks) < 3:  # a short span
+        ticks = np.array([tick for tick in MaxNLocator(5).tick_values(low, high) if low <= tick <= high])
     if len(ticks) > 7:
         ticks = ticks[:: -(-len(ticks) // 7)]
     axis.yaxis.set_major_locator(FixedLocator(ticks))

@@ -27,7 +27,7 @@ def commands(name: str) -> list[list[str]]:
 
 
 def test_every_line_of_code_in_the_readme_is_known_to_these_tests():
-    known = ("train ", "export ", "convert ", "data ", "eval ", "serve ", "bench ", "fit")
+    known = ("train ", "export ", "convert ", "data ", "eval ", "serve ", "bench ", "study ", "plan ", "fit")
     known = (*(f"jaxgrpo {name}" for name in known), "python -m scaling", "bash launch/")
     assert len(COMMANDS) >= 8
     for line in LINES:
@@ -39,6 +39,12 @@ def test_the_train_commands_resolve(arguments, capsys, tmp_path):
     arguments = arguments if "--dry-run" in arguments else [*arguments, "--dry-run"]
     assert main([*arguments, f"run_dir={tmp_path}"]) == 0
     assert "bytes per device" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", commands("study"), ids=" ".join)
+def test_the_study_commands_resolve(arguments, capsys, tmp_path):
+    assert main([*arguments, f"out={tmp_path}", *([] if "--dry-run" in arguments else ["--dry-run"])]) == 0
+    assert "jaxgrpo train" in capsys.readouterr().out
 
 
 def test_the_imports_work():

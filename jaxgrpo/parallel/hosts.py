@@ -8,6 +8,7 @@ process every function returns at once what that process has.
 import hashlib
 import os
 import pickle
+import re
 import signal
 import sys
 import threading
@@ -20,12 +21,15 @@ from typing import NoReturn
 import jax
 import numpy as np
 
-from jaxgrpo.config import Config, HostsConfig, flatten
+from jaxgrpo.config import Config, ConfigError, HostsConfig, flatten
 from jaxgrpo.errors import UserError
 
 WAIT_S = 3600  # of one host for another in the middle of a step: rollouts of unequal length, a compilation
 START_S = 60  # for what takes no time once all hosts are there
 FAILED = 1
+LOST = 76  # exit code where another host was lost: launchers start the job again
+_OF_ANOTHER_HOST = re.compile("gloo|connection|peer|heartbeat|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED", re.IGNORECASE)
+_ending = threading.Event()
 _FAILURE = "jaxgrpo/failure"
 
 
@@ -33,39 +37,45 @@ class HostsError(UserError):
     """The hosts of a job do not find each other or do not agree; the message names them and the remedy."""
 
 
+class LostHostError(HostsError):
+    """Another host is stuck or gone."""
+
+    exit_code = LOST
+
+
 def start(config: HostsConfig) -> None:
     """Connect this process to the others of its job, before JAX touches a device. Nothing to do for one process.
 
     hosts.count=0 leaves the finding to JAX: TPU pods, SLURM, Open MPI and Kubernetes say it in their environment.
-    HostsError after `hosts.start_s` seconds without the others.
+    ConfigError where there is no cluster; HostsError after `hosts.start_s` seconds without the others.
     """
     if config.count == 1:
         return
     given = {}
     if config.count > 1:
         if not config.coordinator:
-            raise HostsError(f"hosts.count={config.count} needs hosts.coordinator=HOST:PORT, the address of process 0.")
+            raise ConfigError(f"hosts.count={config.count} needs hosts.coordinator=HOST:PORT, the address of process 0.")
         if not 0 <= config.index < config.count:
-            raise HostsError(f"hosts.index={config.index} is none of 0 to {config.count - 1} (hosts.count).")
+            raise ConfigError(f"hosts.index={config.index} is none of 0 to {config.count - 1} (hosts.count).")
         given = {"coordinator_address": config.coordinator, "num_processes": config.count, "process_id": config.index}
     if os.environ.get("JAX_PLATFORMS", "") == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     who = f"process {config.index} of {config.count}" if config.count else "this process"
     watch = _Watchdog(
-        config.start_s + 10,
+        config.start_s,
         f"{who} has waited {config.start_s} s for the others at {config.coordinator or 'the address that the cluster names'}: "
         "see that hosts.coordinator is the address of process 0, that its port is open, and that every process was started.",
     )
     try:
         jax.distributed.initialize(
             **given,
-            initialization_timeout=config.start_s,
+            initialization_timeout=config.start_s + 30,  # when it is over, JAX aborts the process
             heartbeat_timeout_seconds=config.heartbeat_s,
             shutdown_timeout_seconds=START_S,
         )
     except Exception as error:  # JAX raises several kinds, and ValueError where it finds no cluster
         if not config.count:
-            raise HostsError(
+            raise ConfigError(
                 f"hosts.count=0, but no cluster was found here ({_first_line(error)}): on other machines give hosts.count, "
                 "hosts.index and hosts.coordinator."
             ) from error
@@ -142,7 +152,7 @@ def check_same(config: Config) -> None:
     own |= {"the code of jaxgrpo": _code(), "jax": jax.__version__, "Python": sys.version.split()[0]}
     first = from_first(own, "the config of host 0")
     changed = [
-        f"{key}: {own.get(key)} here, {first.get(key)} on host 0" for key in {*own, *first} if own.get(key) != first.get(key)
+        f"{key}: {own.get(key)} there, {first.get(key)} on host 0" for key in {*own, *first} if own.get(key) != first.get(key)
     ]
     complaints = gather(sorted(changed), "the comparison of configs", START_S)
     for host, complaint in enumerate(complaints):
@@ -180,14 +190,24 @@ def ending_together():
             _end(str(error), error.exit_code)
         _leave()
         raise
+    except jax.errors.JaxRuntimeError as error:
+        if not _OF_ANOTHER_HOST.search(str(error)):
+            _end_with_traceback(error)
+        print(f"jaxgrpo: another host is lost ({_first_line(error)}); its log says more.", file=sys.stderr)
+        _end("another host is lost", LOST)
     except BaseException as error:
-        traceback.print_exc()
-        _end(f"{type(error).__name__}: {_first_line(error)}", FAILED)
+        _end_with_traceback(error)
     _leave()
+
+
+def _end_with_traceback(error: BaseException) -> NoReturn:
+    traceback.print_exception(error)
+    _end(f"{type(error).__name__}: {_first_line(error)}", FAILED)
 
 
 def _end(reason: str, code: int) -> NoReturn:
     """End this process at once; the other hosts print `reason` and end too."""
+    _ending.set()
     try:
         _client().key_value_set(_FAILURE, f"{code} host {index()}: {reason}")
     except Exception:  # another host was first, or the coordinator is gone and the others end by themselves
@@ -257,6 +277,8 @@ def _end_with_the_others() -> None:
                 return
             time.sleep(1.0)
             continue
+        if _ending.is_set():  # the reason is this host's own
+            return
         print(f"jaxgrpo: ended with {reason}", file=sys.stderr, flush=True)
         os._exit(int(code))
 
@@ -277,7 +299,7 @@ def _client():
 
 
 def _lost(what: str, seconds: float, error: Exception) -> HostsError:
-    return HostsError(
+    return LostHostError(
         f"host {index()} has waited {seconds:.0f} s for {what} ({_first_line(error)}): another host is stuck or gone; its log "
         "says more. The same command goes on from the last checkpoint."
     )

@@ -1,4 +1,4 @@
-"""`python killed_run.py PHASE STEP train CONFIG ...`: the jaxgrpo command, killed in the middle of a phase of a step."""
+"""`python killed_run.py PHASE STEP train CONFIG ...`: the jaxgrpo command, killed or failing in a phase of a step."""
 
 import os
 import signal
@@ -85,7 +85,39 @@ def arm_save() -> None:
     Checkpoints.save = watched
 
 
-{"rollout": arm_rollout, "update": arm_update, "save": arm_save}[phase]()
+def arm_eval() -> None:
+    """Die in the evaluation of the step, when its responses are made and not yet written."""
+    from jaxgrpo.train import loop
+
+    write, current = loop.write_records, watch_steps()
+    pass_at_1 = loop.pass_at_1
+
+    def dying(real):
+        def called(*args):
+            if current and current[-1] == step:
+                die()
+            return real(*args)
+
+        return called
+
+    loop.write_records, loop.pass_at_1 = dying(write), dying(pass_at_1)  # only the first host writes
+
+
+def arm_error() -> None:
+    """Raise after a chunk was decoded, instead of dying."""
+    from jaxgrpo.rollout.engine import Engine
+
+    decode, current = Engine.decode_chunk, watch_steps()
+
+    def decode_chunk(self, params, state):
+        if current and current[-1] == step:
+            raise RuntimeError("the accelerator is gone")
+        return decode(self, params, state)
+
+    Engine.decode_chunk = decode_chunk
+
+
+{"error": arm_error, "rollout": arm_rollout, "update": arm_update, "save": arm_save, "eval": arm_eval}[phase]()
 
 from jaxgrpo.cli import main  # noqa: E402
 

@@ -1,0 +1,175 @@
+"""Jobs of several processes: the same as one process, stopped, killed, and started wrongly. Real processes over gloo."""
+
+import re
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from jaxgrpo.train.checkpoint import read_checkpoint
+from tests.pods.pods import TENSOR, Pod
+from tests.run.commands import CONFIG, ROOT, SHORT, eval_files, untimed_metrics
+
+CASES = [(victim, phase) for victim in (1, 0) for phase in ("rollout", "update", "save", "eval")]
+
+
+def parameters(run_dir) -> dict[str, np.ndarray]:
+    return {name: np.asarray(value) for name, value in read_checkpoint(run_dir)[0].items()}
+
+
+def assert_same_run(run_dir, reference) -> None:
+    assert untimed_metrics(run_dir) == untimed_metrics(reference)
+    assert eval_files(run_dir) == eval_files(reference)
+    mine, theirs = parameters(run_dir), parameters(reference)
+    for name in theirs:
+        np.testing.assert_array_equal(mine[name], theirs[name], err_msg=name)
+
+
+def test_four_processes_train_as_one_does(one_process, env, tmp_path):
+    """4 x 2 devices with tensor 2: every sample the same, every figure within float32's tolerance."""
+    pod = Pod(4, tmp_path, env)
+    assert pod.run() == 0, pod.output()
+    assert eval_files(pod.run_dir) == eval_files(one_process)
+    for ours, theirs in zip(untimed_metrics(pod.run_dir), untimed_metrics(one_process), strict=True):
+        assert ours.keys() == theirs.keys()
+        for key, value in theirs.items():
+            if key.startswith("logprob_diff"):  # rounding itself
+                assert ours[key] == pytest.approx(value, abs=2e-6)
+            elif isinstance(value, float):
+                assert ours[key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
+            else:
+                assert ours[key] == value, key
+    mine, theirs = parameters(pod.run_dir), parameters(one_process)
+    for name in theirs:
+        np.testing.assert_allclose(mine[name], theirs[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_the_seconds_of_the_first_and_the_last_host_are_in_the_metrics(whole_pod):
+    import json
+
+    lines = [json.loads(line) for line in (whole_pod / "metrics.jsonl").read_text().splitlines()]
+    for line in lines[1:]:
+        assert 0 < line["rollout_first_host_s"] <= line["rollout_last_host_s"] == line["rollout_s"]
+
+
+def check_killed(victim: int, phase: str, whole_pod, env, tmp_path) -> None:
+    pod = Pod(2, tmp_path, env)
+    pod.fail_once(victim, phase, step=4)
+    pod.start()
+    started = time.monotonic()
+    assert pod.wait() == 0, pod.output()
+    assert (tmp_path / "killed").exists()
+    assert re.search(rf"process {victim} of 2 is lost \(killed by SIGKILL\); its last line: \S", pod.said), pod.said
+    assert "did not end within" not in pod.said  # the others ended by themselves, within local_pod.sh's 60 s
+    assert "starting again (1 of 3)" in pod.said
+    assert "going on after step 2" in pod.said or "going on after step 3" in pod.said or "going on after step 4" in pod.said
+    assert time.monotonic() - started < 400
+    assert_same_run(pod.run_dir, whole_pod)
+
+
+@pytest.mark.timeout(500)
+def test_a_job_whose_worker_is_killed_starts_again_and_ends_as_if_nothing_had_happened(whole_pod, env, tmp_path):
+    check_killed(1, "update", whole_pod, env, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(500)
+@pytest.mark.parametrize("victim, phase", [case for case in CASES if case != (1, "update")])
+def test_any_process_may_be_killed_in_any_phase(victim, phase, whole_pod, env, tmp_path):
+    check_killed(victim, phase, whole_pod, env, tmp_path)
+
+
+def test_a_job_that_is_asked_to_stop_saves_and_goes_on(whole_pod, env, tmp_path):
+    pod = Pod(2, tmp_path, env)
+    pod.start()
+    pod.wait_for("step 2/6")
+    pod.terminate()
+    assert pod.wait() == 75, pod.said + pod.output()
+    saved = re.search(r"asked to stop \(SIGTERM\): step (\d) of 6 is saved", pod.output())
+    assert saved, pod.output()
+    assert [line["step"] for line in untimed_metrics(pod.run_dir)] == list(range(int(saved[1]) + 1))
+    assert (pod.run_dir / "checkpoints" / saved[1]).is_dir()
+    assert pod.run() == 0, pod.output()
+    assert f"going on after step {saved[1]}" in pod.said
+    assert_same_run(pod.run_dir, whole_pod)
+
+
+def processes(folder, env, per_process: list[list[str]], timeout: float = 75) -> list[tuple[int, str]]:
+    """Start `jaxgrpo train` once for each list of overrides; (exit code, output) of each, all within `timeout` seconds."""
+    command = [sys.executable, "-u", "-m", "jaxgrpo.cli", "train", CONFIG, *SHORT, TENSOR]
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    started = [
+        subprocess.Popen(
+            [*command, f"run_dir={folder}/run", *overrides],
+            env=env | flags, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for overrides in per_process
+    ]  # fmt: skip
+    deadline = time.monotonic() + timeout
+    try:
+        ended = [process.communicate(timeout=max(1, deadline - time.monotonic()))[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return [(process.returncode, output) for process, output in zip(started, ended, strict=True)]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def hosts(count: int, index: int, port: int, *more: str) -> list[str]:
+    return [f"hosts.count={count}", f"hosts.index={index}", f"hosts.coordinator=127.0.0.1:{port}", "hosts.start_s=15", *more]
+
+
+def test_a_missing_host_is_told_within_a_minute(env, tmp_path):
+    ((code, output),) = processes(tmp_path, env, [hosts(2, 0, free_port())])
+    assert code == 1
+    assert re.search(r"jaxgrpo: process 0 of 2 has waited 15 s for the others at 127\.0\.0\.1", output), output
+
+
+def test_a_wrong_coordinator_is_told_within_a_minute(env, tmp_path):
+    ((code, output),) = processes(tmp_path, env, [hosts(2, 1, free_port())])
+    assert code == 1
+    assert "see that hosts.coordinator is the address of process 0" in output, output
+
+
+def test_hosts_of_different_configs_end_with_what_differs(env, tmp_path):
+    port = free_port()
+    ended = processes(tmp_path, env, [hosts(2, 0, port), hosts(2, 1, port, "optim.lr=1e-3")])
+    for code, output in ended:
+        assert code == 1
+        assert "host 1 differs from host 0 (optim.lr: 0.001 there, 0.0004 on host 0)" in output, output
+
+
+def test_a_host_that_fails_ends_the_others_with_its_reason(whole_pod, env, tmp_path):
+    pod = Pod(2, tmp_path, env)
+    pod.fail_once(1, "error", step=2)
+    pod.start()
+    pod.wait_for("step 0/6")
+    started = time.monotonic()
+    assert pod.wait() == 1
+    assert time.monotonic() - started < 60
+    assert "process 1 of 2 is lost (exit code 1)" in pod.said or "process 0 of 2 is lost (exit code 1)" in pod.said
+    assert "jaxgrpo: ended with host 1: RuntimeError: the accelerator is gone" in (pod.logs / "host-0.log").read_text()
+    assert "Traceback" in (pod.logs / "host-1.log").read_text()
+    assert "starting again" not in pod.said  # it would meet the same error
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["hosts.count=2"], "hosts.count=2 needs hosts.coordinator=HOST:PORT"),
+        (["hosts.count=2", "hosts.index=2", "hosts.coordinator=127.0.0.1:1"], "hosts.index=2 is none of 0 to 1"),
+        (["hosts.count=0"], "no cluster was found here"),
+    ],
+)
+def test_hosts_that_cannot_be_meant_are_refused(overrides, message, env, tmp_path):
+    ((code, output),) = processes(tmp_path, env, [overrides])
+    assert code == 2
+    assert message in output
