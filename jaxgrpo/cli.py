@@ -122,6 +122,23 @@ def command_line() -> argparse.ArgumentParser:
     study.add_argument("--dry-run", action="store_true", help="print the runs and their commands; run nothing")
     study.set_defaults(run=_study)
 
+    plan = commands.add_parser(
+        "plan",
+        help="whether a run fits a slice of TPUs or a machine of GPUs, and what it takes there",
+        description="Print mesh, bytes per chip, seconds per phase, chip-hours and cost of a run on a slice that need not be "
+        "at hand. Where the TPU compiler is installed (extra `tpu`), it compiles the programs for the slice and says what they "
+        "need.",
+    )
+    plan.add_argument("config", metavar="CONFIG", help="YAML file of the run")
+    plan.add_argument("overrides", metavar="key=value", nargs="*", help="such as mesh.tensor=4 or plan.chip_hour_price=4.2")
+    plan.add_argument("--topology", required=True, metavar="CHIP:SHAPE", help="such as v5p:4x4x8, v6e:2x4 or h200:8")
+    plan.add_argument("--suggest", action="store_true", help="search meshes and row lengths, and rank those that fit")
+    plan.add_argument("--no-compile", action="store_true", help="by model only, in a second")
+    plan.add_argument("--prompt-len", type=int, default=100, metavar="N", help="mean tokens of a prompt (default: %(default)s)")
+    plan.add_argument("--response-len", type=int, default=1000, metavar="N", help="of a response (default: %(default)s)")
+    plan.add_argument("--json", metavar="OUT", help="also write the figures to this file")
+    plan.set_defaults(run=_plan)
+
     fit = commands.add_parser("fit", help="fit the scaling law to metrics and predict", add_help=False)
     fit.set_defaults(run=_fit)
     return parser
@@ -384,6 +401,18 @@ def _study(arguments) -> int:
         from jaxgrpo.study.run import print_plan, study
 
         (print_plan if arguments.dry_run else study)(arguments.config, arguments.overrides)
+
+    return _reported(run)
+
+
+def _plan(arguments) -> int:
+    def run():
+        from jaxgrpo.plan.compiled import prepare_environment
+
+        prepare_environment()
+        from jaxgrpo.plan.run import run_plan
+
+        run_plan(arguments.config, arguments.overrides, arguments.topology, arguments)
 
     return _reported(run)
 

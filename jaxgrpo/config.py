@@ -154,6 +154,11 @@ class HostsConfig:
 
 
 @dataclass(frozen=True)
+class PlanConfig:
+    chip_hour_price: float = 0.0  # in any currency, for the cost that `jaxgrpo plan` prints
+
+
+@dataclass(frozen=True)
 class Config:
     model: str = "Qwen/Qwen2.5-0.5B"  # HF directory, hub id, or random:NAME for fresh weights
     run_dir: str = "runs/run"
@@ -169,6 +174,7 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     hosts: HostsConfig = field(default_factory=HostsConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
 
 
 # What may differ between a run and its resumption: where and how fast it runs, and how far; never what it computes.
@@ -199,6 +205,7 @@ EXECUTION_KEYS = {
     "hosts.index",
     "hosts.start_s",
     "hosts.heartbeat_s",
+    "plan.chip_hour_price",
 }
 
 
@@ -345,7 +352,7 @@ _AT_LEAST = {
     rollout.min_p reward.workers algo.kl_coef algo.clip_low algo.clip_high algo.tis_cap optim.lr optim.warmup_updates
     optim.weight_decay train.steps train.row_tokens train.logit_chunk train.profile warmup.steps warmup.lr warmup.corrupt_lr
     warmup.corrupt_steps warmup.corruption eval.every eval.limit eval.temperature mesh.fsdp
-    hosts.count hosts.index
+    hosts.count hosts.index plan.chip_hour_price
     """,
     1: """
     data.prompts_per_step data.max_prompt_tokens rollout.samples rollout.max_new_tokens train.minibatch_prompts train.unroll

@@ -66,7 +66,9 @@ describe() { # exit code $1 in words
 }
 
 last_line() {
-  grep -v '^\[Gloo\]' "$1" | grep -v '^[[:space:]]*$' | tail -n 1
+  local line
+  line=$(grep -v '^\[Gloo\]' "$1" | grep -v '^[[:space:]]*$' | tail -n 1)
+  echo "${line:-(no output)}"
 }
 
 # Starts all processes and waits for them. Sets `code` to 0, or to the exit code of the process that ended first and badly.

@@ -64,6 +64,9 @@ class Progress:
     def step(self, step: int, record: dict) -> None:
         if record.get("test_loss") is not None:
             self.pass1 = 1 - record["test_loss"]
+        if not hosts.is_first():  # a sign of life for the one who looks for the host that is stuck
+            print(f"host {hosts.index()} is done with step {step}/{self.job.config.train.steps}", flush=True)
+            return
         line = self._line(step, record)
         if self.status:
             self.status.update(line)

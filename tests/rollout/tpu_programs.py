@@ -19,20 +19,15 @@ from pathlib import Path
 
 os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-from jax.experimental import topologies  # noqa: E402
-
 import jaxgrpo  # noqa: E402
 from jaxgrpo.config import Config, replace  # noqa: E402
 from jaxgrpo.model.config import model_config, read_json  # noqa: E402
+from jaxgrpo.plan.compiled import bytes_of, program_bytes, rollout_engine, rollout_peak, rollout_residents  # noqa: E402
+from jaxgrpo.plan.topology import CHIPS  # noqa: E402
 from jaxgrpo.rollout.engine import Engine  # noqa: E402
-from jaxgrpo.train.sizes import GIB, engine_settings, memory_table, resolve_sizes  # noqa: E402
+from jaxgrpo.train.sizes import GIB, memory_table, resolve_sizes  # noqa: E402
 
 HOST = 4  # chips of one host of a slice
-MEMORY_GIB = {"v5e": 15.75, "v5p": 95.0, "v6e": 31.25}  # what a program can have; v5e and v6e keep some of their 16 and 32 back
-# The compiler searches less for fast instructions: seven times quicker, and the temporaries come out a little larger.
-EFFORT = {"exec_time_optimization_effort": -1.0}
 HOST_TOPOLOGY = {
     "v5e": {4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8"},
     "v5p": {4: "2x2x1", 8: "2x2x2", 16: "2x2x4"},
@@ -86,22 +81,16 @@ CASES = [
 ]
 
 
-def engine_of(case: Case) -> tuple[Engine, int]:
-    """The engine of one host, or of the hosts that share a replica, and the bytes a chip that training keeps beside it."""
+def engine_of(case: Case) -> tuple[Engine, dict[str, int]]:
+    """The engine of one host, or of the hosts that share a replica, and the bytes a chip of all that training keeps."""
     configurations = Path(jaxgrpo.__file__).parent / "model/configurations"
     model = model_config(read_json(configurations / f"qwen2.5-{case.size}.json"))
     config = resolve_sizes(
-        replace(Config(), {"rollout.weights": case.weights}), model, case.chips, int(MEMORY_GIB[case.chip] * GIB)
+        replace(Config(), {"rollout.weights": case.weights}), model, case.chips, int(CHIPS[case.chip].memory_gib * GIB)
     )
-    tensor = config.rollout.tensor
-    chips = max(HOST, tensor)
-    topology = topologies.get_topology_desc(f"{case.chip}:{HOST_TOPOLOGY[case.chip][chips]}", platform="tpu")
-    mesh = jax.sharding.Mesh(np.array(topology.devices).reshape(-1, tensor), ("replica", "tensor"))
-    settings = engine_settings(
-        replace(config, {"rollout.slots": config.rollout.slots * chips // case.chips}), stop_ids=(151643, 151645), pad_id=151643
-    )
-    held = memory_table(config, model)
-    return Engine(model, settings, mesh), held["parameters"] + held["optimiser"] + held["reference"]
+    chips = max(HOST, config.rollout.tensor)
+    engine = rollout_engine(config, model, case.chip, HOST_TOPOLOGY[case.chip][chips], chips)
+    return engine, memory_table(config, model)
 
 
 def measure(case: Case) -> dict:
@@ -114,16 +103,7 @@ def measure(case: Case) -> dict:
         if kind in programs:
             continue
         started = time.process_time()
-        compiled = function.lower(*arguments).compile(EFFORT)
-        m = compiled.memory_analysis()
-        programs[kind] = {
-            "name": name,
-            "arguments": m.argument_size_in_bytes,
-            "temporaries": m.temp_size_in_bytes,
-            "outputs": m.output_size_in_bytes,
-            "aliased": m.alias_size_in_bytes,
-            "seconds": time.process_time() - started,
-        }
+        programs[kind] = bytes_of(function, arguments) | {"name": name, "seconds": time.process_time() - started}
         size, seconds = program_bytes(programs[kind]) / GIB, programs[kind]["seconds"]
         print(f"{case.name} {name}: {size:.2f} GiB, {seconds:.0f} s", file=sys.stderr, flush=True)
     replicas, tensor = engine.mesh.devices.shape
@@ -134,30 +114,16 @@ def measure(case: Case) -> dict:
         "slots": engine.settings.slots // replicas,
         "attention": engine.settings.attention,
         "block": engine.settings.block,
-        "memory": int(MEMORY_GIB[case.chip] * GIB),
-        "held": held,
+        "memory": int(CHIPS[case.chip].memory_gib * GIB),
+        "held": {kind: held[kind] for kind in ("parameters", "optimiser", "reference")},
         "programs": programs,
         "versions": {name: version(name) for name in ("jax", "libtpu")},
     }
 
 
-def program_bytes(program: dict) -> int:
-    """What one program needs by itself."""
-    return program["arguments"] + program["temporaries"] + program["outputs"] - program["aliased"]
-
-
-def residents(line: dict) -> dict[str, int]:
-    """Bytes a chip of what lives through a rollout: the sampler's weights, the slots with their cache, and one prefix."""
-    p = line["programs"]
-    weights = p["prefill"]["arguments"]
-    return {"weights": weights, "slots": p["decode"]["arguments"] - weights, "prefix": p["prefill"]["outputs"]}
-
-
 def peak_bytes(line: dict) -> int:
-    """The most that a chip holds during a rollout: training's state, everything resident, and the hungriest program's own."""
-    own = [p["temporaries"] + p["outputs"] - p["aliased"] for kind, p in line["programs"].items() if kind != "prefill"]
-    own.append(line["programs"]["prefill"]["temporaries"])
-    return line["held"] + sum(residents(line).values()) + max(own)
+    """The most that a chip holds during a rollout."""
+    return rollout_peak(line["programs"], line["held"])
 
 
 COLUMNS = (
@@ -188,8 +154,8 @@ def table(lines: list[dict]) -> str:
     rows = [heads, ["---"] * 2 + ["---:"] * (len(heads) - 2)]
     for line in sorted(lines, key=lambda line: [case.name for case in CASES].index(line["case"])):
         p = line["programs"]
-        sizes = [*residents(line).values(), *(p[kind]["temporaries"] for kind in ("prefill", "insert", "decode"))]
-        sizes += [line["held"], peak_bytes(line), line["memory"]]
+        sizes = [*rollout_residents(p).values(), *(p[kind]["temporaries"] for kind in ("prefill", "insert", "decode"))]
+        sizes += [sum(line["held"].values()), peak_bytes(line), line["memory"]]
         seconds = ", ".join(f"{p[kind]['seconds']:.0f}" for kind in ("prefill", "insert", "decode"))
         where = f"{line['chip']} {line['slice']}"
         shape = f"{line['replicas']} x {line['tensor']}"

@@ -18,27 +18,17 @@ from pathlib import Path
 
 os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
-from jax.experimental import topologies  # noqa: E402
 
 import jaxgrpo  # noqa: E402
 from jaxgrpo.config import Config, replace  # noqa: E402
 from jaxgrpo.model.config import ModelConfig, model_config, read_json  # noqa: E402
 from jaxgrpo.model.parameters import count_parameters  # noqa: E402
-from jaxgrpo.parallel.mesh import trainer_mesh  # noqa: E402
-from jaxgrpo.train.accounting import PEAK_BF16_FLOPS, FlopCounter, update_bytes  # noqa: E402
-from jaxgrpo.train.optimizer import make_optimizer  # noqa: E402
-from jaxgrpo.train.rows import pack  # noqa: E402
-from jaxgrpo.train.sizes import GIB, memory_table, resolve_sizes, row_shapes  # noqa: E402
-from jaxgrpo.train.state import abstract_state  # noqa: E402
-from jaxgrpo.train.step import make_score, make_update, rows_sharding  # noqa: E402
+from jaxgrpo.plan.compiled import bytes_of, program_bytes, training_peaks, training_programs  # noqa: E402
+from jaxgrpo.plan.topology import CHIPS  # noqa: E402
+from jaxgrpo.train.accounting import FlopCounter, update_bytes  # noqa: E402
+from jaxgrpo.train.sizes import GIB, memory_table, resolve_sizes  # noqa: E402
 
-MEMORY_GIB = {"v5e": 15.75, "v5p": 95.0, "v6e": 31.25}  # what a program can have; v5e and v6e keep some of their 16 and 32 back
-HBM_BYTES_PER_S = {"v5e": 819e9, "v5p": 2765e9, "v6e": 1640e9}  # the maker's data sheets, as the next line
-ICI_BYTES_PER_S = {"v5e": 200e9, "v5p": 600e9, "v6e": 400e9}  # of one chip over all its links
-EFFORT = {"exec_time_optimization_effort": -1.0}  # less search for fast instructions: several times quicker to compile
 SEQUENCES, PROMPT, RESPONSE = 512 * 8, 100, 1000  # of a step, and mean lengths like the paper's
 
 
@@ -64,7 +54,7 @@ class Case:
 
     def config(self) -> Config:
         changes = {"mesh.tensor": self.tensor, "train.row_tokens": self.row_tokens}
-        return resolve_sizes(replace(Config(), changes), self.model(), self.chips, int(MEMORY_GIB[self.chip] * GIB))
+        return resolve_sizes(replace(Config(), changes), self.model(), self.chips, int(CHIPS[self.chip].memory_gib * GIB))
 
 
 CASES = [
@@ -86,45 +76,19 @@ CASES = [
 ]
 
 
-def programs(case: Case):
-    """(name, function, abstract arguments) of the update and of the reference's pass."""
-    model, config = case.model(), case.config()
-    topology = topologies.get_topology_desc(f"{case.chip}:{case.slice}", platform="tpu")
-    mesh = trainer_mesh((config.mesh.data, config.mesh.fsdp, config.mesh.tensor), topology.devices)
-    optimizer, temperature = make_optimizer(config.optim), config.rollout.temperature
-    shape = row_shapes(config, config.train.minibatch_prompts * config.rollout.samples, "tpu")[0]
-    rows = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=rows_sharding(mesh)), pack([], shape, pad_id=0)[0]
-    )
-    logp = rows.behaviour_logp
-    used = jax.ShapeDtypeStruct((), np.int32)
-    state = abstract_state(model, optimizer, mesh)
-    reference = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, jnp.bfloat16, sharding=a.sharding), state.params)
-    update = make_update(model, config.train, config.algo, temperature, config.optim.clip_norm, optimizer, mesh)
-    yield "update", update, (state, rows, logp, logp, used)
-    yield "score", make_score(model, config.train, temperature, mesh), (reference, rows, used)
-
-
 def measure(case: Case) -> dict:
     """Bytes a chip and compile seconds (of processor time) of both programs; raises where one does not compile."""
     measured = {}
-    for name, function, arguments in programs(case):
+    for name, function, arguments in training_programs(case.config(), case.model(), case.chip, case.slice):
         started = time.process_time()
-        m = function.lower(*arguments).compile(EFFORT).memory_analysis()
-        measured[name] = {
-            "arguments": m.argument_size_in_bytes,
-            "temporaries": m.temp_size_in_bytes,
-            "outputs": m.output_size_in_bytes,
-            "aliased": m.alias_size_in_bytes,
-            "seconds": time.process_time() - started,
-        }
+        measured[name] = bytes_of(function, arguments) | {"seconds": time.process_time() - started}
         print(f"{case.name} {name}: {program_bytes(measured[name]) / GIB:.2f} GiB", file=sys.stderr, flush=True)
     config, model = case.config(), case.model()
     held = memory_table(config, model)
     return asdict(case) | {
         "case": case.name,
         "mesh": [config.mesh.data, config.mesh.fsdp, config.mesh.tensor],
-        "memory": int(MEMORY_GIB[case.chip] * GIB),
+        "memory": int(CHIPS[case.chip].memory_gib * GIB),
         "parameters": held["parameters"],
         "moments": held["optimiser"],
         "reference": held["reference"],
@@ -134,17 +98,10 @@ def measure(case: Case) -> dict:
     }
 
 
-def program_bytes(program: dict) -> int:
-    """What one program needs by itself."""
-    return program["arguments"] + program["temporaries"] + program["outputs"] - program["aliased"]
-
-
 def peak_bytes(line: dict) -> dict[str, int]:
-    """The most that a chip holds in each phase: the update beside the reference, the reference's pass beside the state."""
-    return {
-        "update": program_bytes(line["programs"]["update"]) + line["reference"],
-        "score": program_bytes(line["programs"]["score"]) + line["parameters"] + line["moments"],
-    }
+    """The most that a chip holds in each phase."""
+    held = {"reference": line["reference"], "parameters": line["parameters"], "optimiser": line["moments"]}
+    return training_peaks(line["programs"], held)
 
 
 def estimated_seconds(case: Case) -> dict[str, float]:
@@ -161,9 +118,9 @@ def estimated_seconds(case: Case) -> dict[str, float]:
     passes = 2 * 4 * part  # bfloat16 weights: reference, forwards, computed again, backwards
     state = 4 * update_bytes(config, count_parameters(model)["total"], 0) / case.chips
     return {
-        "operations": operations / case.chips / PEAK_BF16_FLOPS[f"TPU {case.chip}"],
-        "memory": (state + micro_batches * (passes + 8 * part)) / HBM_BYTES_PER_S[case.chip],
-        "links": micro_batches * (passes + 4 * part) / ICI_BYTES_PER_S[case.chip],
+        "operations": operations / case.chips / CHIPS[case.chip].flops,
+        "memory": (state + micro_batches * (passes + 8 * part)) / CHIPS[case.chip].memory_bytes_per_s,
+        "links": micro_batches * (passes + 4 * part) / CHIPS[case.chip].link_bytes_per_s,
     }
 
 

@@ -1,0 +1,113 @@
+"""What the TPU compiler says of a run's programs, without a TPU: libtpu (the `tpu` extra) compiles them for a described slice.
+
+`prepare_environment` must run before jax is imported. Compiling takes one to several minutes of a core for each program.
+"""
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+
+CHEAP = {"exec_time_optimization_effort": -1.0}  # less search for fast instructions: several times quicker to compile
+
+
+def is_available() -> bool:
+    return importlib.util.find_spec("libtpu") is not None
+
+
+def prepare_environment() -> None:
+    """No TPU is looked for, and several processes may compile at a time."""
+    os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
+
+
+def training_programs(config, model, chip: str, shape: str) -> Iterator[tuple]:
+    """(name, function, abstract arguments) of the update and of the reference's pass of a resolved config on a whole slice."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from jax.experimental import topologies
+
+    from jaxgrpo.parallel.mesh import trainer_mesh
+    from jaxgrpo.train.optimizer import make_optimizer
+    from jaxgrpo.train.rows import pack
+    from jaxgrpo.train.sizes import row_shapes
+    from jaxgrpo.train.state import abstract_state
+    from jaxgrpo.train.step import make_score, make_update, rows_sharding
+
+    topology = topologies.get_topology_desc(f"{chip}:{shape}", platform="tpu")
+    mesh = trainer_mesh((config.mesh.data, config.mesh.fsdp, config.mesh.tensor), topology.devices)
+    optimizer, temperature = make_optimizer(config.optim), config.rollout.temperature
+    shape = row_shapes(config, config.train.minibatch_prompts * config.rollout.samples, "tpu")[0]
+    rows = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=rows_sharding(mesh)), pack([], shape, pad_id=0)[0]
+    )
+    logp, used = rows.behaviour_logp, jax.ShapeDtypeStruct((), np.int32)
+    state = abstract_state(model, optimizer, mesh)
+    reference = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, jnp.bfloat16, sharding=a.sharding), state.params)
+    update = make_update(model, config.train, config.algo, temperature, config.optim.clip_norm, optimizer, mesh)
+    yield "update", update, (state, rows, logp, logp if config.algo.kl_coef else None, used)
+    yield "score", make_score(model, config.train, temperature, mesh), (reference, rows, used)
+
+
+def rollout_engine(config, model, chip: str, shape: str, chips: int):
+    """The engine that one host of a slice runs, described by a slice `shape` of the host's own `chips`."""
+    import jax
+    import numpy as np
+    from jax.experimental import topologies
+
+    from jaxgrpo.rollout.engine import Engine
+    from jaxgrpo.train.sizes import engine_settings
+
+    whole = config.mesh.data * config.mesh.fsdp * config.mesh.tensor
+    topology = topologies.get_topology_desc(f"{chip}:{shape}", platform="tpu")
+    mesh = jax.sharding.Mesh(np.array(topology.devices).reshape(-1, config.rollout.tensor), ("replica", "tensor"))
+    settings = engine_settings(config, stop_ids=(151643, 151645), pad_id=151643)
+    return Engine(model, replace(settings, slots=settings.slots * chips // whole), mesh)
+
+
+def bytes_of(function, arguments) -> dict[str, int]:
+    """The compiler's memory analysis of one program, bytes per chip."""
+    m = function.lower(*arguments).compile(CHEAP).memory_analysis()
+    return {
+        "arguments": m.argument_size_in_bytes,
+        "temporaries": m.temp_size_in_bytes,
+        "outputs": m.output_size_in_bytes,
+        "aliased": m.alias_size_in_bytes,
+    }
+
+
+def program_bytes(program: dict) -> int:
+    """What one program needs by itself."""
+    return program["arguments"] + program["temporaries"] + program["outputs"] - program["aliased"]
+
+
+def training_peaks(programs: dict[str, dict], held: dict[str, int]) -> dict[str, int]:
+    """The most that a chip holds in each phase: the update beside the reference, the reference's pass beside the state."""
+    return {
+        "update": program_bytes(programs["update"]) + held["reference"],
+        "score": program_bytes(programs["score"]) + held["parameters"] + held["optimiser"],
+    }
+
+
+def largest_rollout_programs(engine) -> dict[str, dict]:
+    """The memory of the largest program of each kind: prefill, insert, decode, resize."""
+    programs = {}
+    for name, function, arguments in engine.programs():
+        kind = name.split()[0]
+        if kind not in programs:
+            programs[kind] = bytes_of(function, arguments) | {"name": name}
+    return programs
+
+
+def rollout_residents(programs: dict[str, dict]) -> dict[str, int]:
+    """What lives through a rollout: the sampler's weights, the slots with their cache, and one prefix."""
+    weights = programs["prefill"]["arguments"]
+    return {"weights": weights, "slots": programs["decode"]["arguments"] - weights, "prefix": programs["prefill"]["outputs"]}
+
+
+def rollout_peak(programs: dict[str, dict], held: dict[str, int]) -> int:
+    """The most that a chip holds in a rollout: training's state, everything resident, and what the hungriest program needs."""
+    own = [p["temporaries"] + p["outputs"] - p["aliased"] for kind, p in programs.items() if kind != "prefill"]
+    own.append(programs["prefill"]["temporaries"])
+    state = sum(held[kind] for kind in ("parameters", "optimiser", "reference"))
+    return state + sum(rollout_residents(programs).values()) + max(own)

@@ -1,0 +1,179 @@
+"""`jaxgrpo plan`: topologies, memory against the compiler's committed figures, remedies, and the simulation for scale."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxgrpo.cli import main
+from jaxgrpo.config import Config, replace
+from jaxgrpo.model.source import resolve_model
+from jaxgrpo.plan import scale
+from jaxgrpo.plan.memory import memory
+from jaxgrpo.plan.run import make_plan, remedy, suggest
+from jaxgrpo.plan.timing import Assumptions
+from jaxgrpo.plan.topology import TopologyError, parse_topology
+from jaxgrpo.train.sizes import GIB, resolve_sizes
+from tests.run.commands import ROOT
+
+
+def model_of(size: str):
+    return resolve_model(f"random:qwen2.5-{size}", need_weights=False).config
+
+
+@pytest.mark.parametrize(
+    "name, chips, hosts",
+    [("v5p:4x4x8", 128, 32), ("v5e:2x2", 4, 1), ("v6e:8x16", 128, 32), ("h200:8", 8, 1), ("H100:16", 16, 2)],
+)
+def test_topologies_are_read(name, chips, hosts):
+    topology = parse_topology(name)
+    assert (topology.chips, topology.hosts) == (chips, hosts)
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("v5f:2x2", "did you mean v5"),
+        ("tpu", "known are v5e, v5p"),
+        ("v5p:4x4", "v5p comes in shapes such as v5p:4x4x4|such as v5p:"),
+        ("h200:2x4", "such as h200:"),
+        ("v5e:", "such as v5e:"),
+        ("h200:12", "no whole number of hosts of 8"),
+    ],
+)
+def test_topologies_that_do_not_exist_are_refused(name, message):
+    with pytest.raises(TopologyError, match=message):
+        parse_topology(name)
+
+
+def training_table() -> list[dict]:
+    """The rows of benchmarks/tpu_training_programs.md, which the TPU compiler gave."""
+    heads, rows = None, []
+    for line in (ROOT / "benchmarks" / "tpu_training_programs.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("| model"):
+            heads = cells
+        elif heads and re.match(r"\| \d", line):
+            rows.append(dict(zip(heads, cells, strict=True)))
+    return rows
+
+
+@pytest.mark.parametrize("row", training_table(), ids=lambda row: f"{row['model']}-{row['slice']}")
+def test_the_model_of_memory_agrees_with_the_compiler(row):
+    """State within a rounding of the table's two decimals; temporaries of update and reference's pass within 25 %."""
+    chip, shape = row["slice"].split()
+    _, tensor = map(int, row["fsdp x tensor"].split(" x "))
+    topology, model = parse_topology(f"{chip}:{shape}"), model_of(row["model"].lower())
+    changes = {"mesh.tensor": tensor, "train.row_tokens": int(row["row"].replace(",", ""))}
+    config = resolve_sizes(replace(Config(), changes), model, topology.chips, topology.memory)
+    found = memory(config, model)
+    for kind, column in (("parameters", "parameters"), ("optimiser", "moments"), ("reference", "reference")):
+        assert found.table[kind] / GIB == pytest.approx(float(row[column]), abs=0.0051), kind
+    assert found.temporaries["update"] / GIB == pytest.approx(float(row["update temp."]), rel=0.25)
+    assert found.temporaries["score"] / GIB == pytest.approx(float(row["score temp."]), rel=0.25)
+    assert found.peak("update") / GIB == pytest.approx(float(row["update"]), rel=0.25)
+
+
+@pytest.mark.parametrize(
+    "size, name",
+    [("0.5b", "v5e:2x2"), ("1.5b", "v5e:2x4"), ("3b", "v5e:4x4"), ("7b", "v5p:2x2x2"), ("14b", "v5p:2x2x4")]
+    + [("32b", "v5p:4x4x4"), ("72b", "v5p:4x4x8")],
+)
+def test_every_size_has_a_slice_on_which_it_fits(size, name):
+    plans = suggest(Config(), model_of(size), parse_topology(name), Assumptions())
+    assert plans and all(plan.fits for plan in plans)
+    assert [round(plan.step_s, 2) for plan in plans] == sorted(round(plan.step_s, 2) for plan in plans)
+    best = plans[0]
+    assert best.config.rollout.tensor <= 4  # a replica is one host's
+    assert best.tokens_per_s(Assumptions()) * best.step_s == pytest.approx(4096 * 1100)
+
+
+def test_what_does_not_fit_names_a_change_that_does():
+    topology, model = parse_topology("v5e:4x4"), model_of("7b")
+    change = remedy(Config(), model, topology, Assumptions())
+    changes = dict(word.split("=") for word in change.split())
+    assert set(changes) == {"mesh.fsdp", "mesh.tensor", "train.row_tokens"}
+    config = replace(Config(), {key: int(value) for key, value in changes.items()})
+    assert make_plan(config, model, topology, Assumptions()).fits
+    assert remedy(Config(), model, parse_topology("v5e:2x2"), Assumptions()).startswith("--topology v5e:4x4 ")
+    assert remedy(Config(), model_of("72b"), parse_topology("v5e:2x2"), Assumptions()) is None
+
+
+def test_more_chips_are_faster_and_longer_responses_slower():
+    model = model_of("7b")
+    small, large = (make_plan(Config(), model, parse_topology(name), Assumptions()) for name in ("v5p:2x2x4", "v5p:4x4x4"))
+    assert large.step_s < small.step_s < 5 * large.step_s
+    longer = make_plan(Config(), model, parse_topology("v5p:2x2x4"), Assumptions(response=2000))
+    assert longer.seconds["rollout"] > 1.8 * small.seconds["rollout"]
+
+
+def test_the_command_prints_bytes_seconds_and_cost_and_writes_json(tmp_path, capsys):
+    out = tmp_path / "plan.json"
+    arguments = ["plan", "configs/qwen2.5-0.5b.yaml", "model=random:qwen2.5-0.5b", "plan.chip_hour_price=1.2"]
+    assert main([*arguments, "--topology", "v5e:2x2", "--no-compile", "--json", str(out)]) == 0
+    printed, figures = capsys.readouterr().out, json.loads(out.read_text())
+    assert "KV cache" in printed and "steps an hour" in printed and "at 1.2 a chip-hour" in printed and "fits" in printed
+    assert figures["cost"] == pytest.approx(1.2 * figures["chip_hours"])
+    assert figures["chip_hours"] == pytest.approx(figures["steps"] * figures["step_s"] * 4 / 3600)
+    assert figures["step_s"] == pytest.approx(sum(figures["seconds"].values()))
+
+
+def test_a_run_that_does_not_fit_fails_with_the_remedy(capsys):
+    arguments = ["plan", "configs/qwen2.5-7b.yaml", "model=random:qwen2.5-7b", "--topology", "v5e:4x4", "--no-compile"]
+    assert main(arguments) == 1
+    assert re.search(r"update needs \d+\.\d+ GiB of a chip that gives 15\.75\. It would fit with mesh", capsys.readouterr().err)
+
+
+def test_equal_lengths_take_what_their_number_says():
+    lengths = np.full((64, 8), 100)
+    phases = scale.Phases(token_s=0.01, slots=32, update_host_s=40.0, fixed_s=1.0)
+    for hosts in (1, 2, 4, 8):
+        step = scale.synchronous(lengths, hosts, phases)
+        rounds = np.ceil(512 / hosts / 32)
+        assert step.rollout_s == pytest.approx(rounds * 1.0)
+        assert step.step_s == pytest.approx(rounds + 40 / hosts + 1)
+        assert step.idle == pytest.approx(1 - (16 + 40) / (hosts * step.step_s))
+
+
+def test_a_long_response_holds_all_hosts_up_and_one_step_off_hides_the_update():
+    lengths = np.full((64, 8), 100)
+    lengths[3, 3] = 4000
+    phases = scale.Phases(token_s=0.01, slots=64, update_host_s=160.0, fixed_s=0.0)
+    together, apart = scale.synchronous(lengths, 8, phases), scale.one_step_off(lengths, 8, phases)
+    assert together.rollout_s >= 40 and together.step_s >= 60
+    assert apart.step_s == pytest.approx(max(40.0, apart.step_s)) and apart.step_s < together.step_s
+    assert 0 <= apart.idle < together.idle < 1
+
+
+def test_the_simulation_agrees_with_the_scheduler_of_the_engine_on_random_lengths():
+    """Against a plain event loop: at every token each busy slot makes one, and ended ones take the next sequence."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        lengths, slots = rng.integers(1, 30, rng.integers(1, 60)), int(rng.integers(1, 8))
+        waiting, busy, tokens = list(lengths), [], 0
+        while waiting or busy:
+            while waiting and len(busy) < slots:
+                busy.append(waiting.pop(0))
+            busy = [left - 1 for left in busy if left > 1]
+            tokens += 1
+        assert scale._host_seconds(lengths, scale.Phases(1.0, slots, 0, 0)) == tokens
+
+
+def test_scale_is_drawn_from_a_run_and_from_a_plan(tmp_path, capsys):
+    run = tmp_path / "run"
+    (run / "eval").mkdir(parents=True)
+    config = {"rollout": {"samples": 4, "slots": 16}, "data": {"prompts_per_step": 32}}
+    (run / "config.yaml").write_text(json.dumps(config))
+    steps = [{"step": s, "rollout_s": 2.0, "update_s": 3.0, "score_s": 1.0, "sync_s": 0.1, "other_s": 0.2} for s in range(1, 5)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
+    rows = [{"question": q, "sample": 0, "tokens": 10 + q} for q in range(20)]
+    (run / "eval" / "heldout-4.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lengths, phases = scale.measured(str(run))
+    one = scale.synchronous(lengths, 1, phases)
+    assert one.rollout_s == pytest.approx(2.0) and one.step_s == pytest.approx(2.0 + 4.0 + 0.3)
+    assert scale.main([str(run), str(tmp_path / "scale.png")]) == 0
+    assert (tmp_path / "scale.png").stat().st_size > 10_000
+    assert capsys.readouterr().out.count("%") == 2 * len(scale.HOSTS)
+    assert Path(tmp_path / "scale.pdf").exists()
