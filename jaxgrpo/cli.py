@@ -429,12 +429,14 @@ def _start_jax(config) -> None:
 
     from jaxgrpo.parallel.mesh import prepare_cpu_devices
 
-    stored = Path(config.run_dir) / "config.yaml"
     mesh = config.mesh
-    if not mesh.fsdp and stored.exists():
+    if not mesh.fsdp:
         from jaxgrpo.config import load_config
+        from jaxgrpo.storage import location, reached
 
-        mesh = load_config(str(stored)).mesh
+        stored = location(config.run_dir) / "config.yaml"
+        with reached(stored):
+            mesh = load_config(str(stored)).mesh if stored.exists() else mesh
     prepare_cpu_devices(math.prod((mesh.data, mesh.fsdp, mesh.tensor)) // max(config.hosts.count, 1))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     os.environ.setdefault("XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB", str(memory // 2**30))  # for train.offload; 64 by itself

@@ -8,7 +8,6 @@ import dataclasses
 import difflib
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import yaml
@@ -16,6 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from jaxgrpo.errors import UserError
+from jaxgrpo.storage import is_remote, location
 
 
 class ConfigError(UserError):
@@ -268,7 +268,7 @@ def load_config(path: str | None, overrides: list[str] = (), values: dict[str, A
 def read_mapping(path: str, kind: str, hint: str = "") -> dict:
     """The `key: value` lines of a YAML file, called `kind` in messages; `hint` follows where it does not exist. ConfigError."""
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        values = yaml.safe_load(location(path).read_bytes().decode("utf-8")) or {}
     except FileNotFoundError:
         raise ConfigError(f"{kind} {path} does not exist{hint}.") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -368,8 +368,10 @@ def check_config(config: Config) -> None:
     for key, value in flat.items():
         if isinstance(value, float) and not math.isfinite(value) and key != "optim.clip_norm":
             raise ConfigError(f"{key}={value} is not a finite number.")
-    if "://" in config.run_dir:
-        raise ConfigError(f"run_dir={config.run_dir} is not a local path; runs are kept on local disks.")
+    if "://" in config.run_dir and not is_remote(config.run_dir):
+        raise ConfigError(f"run_dir={config.run_dir} is neither a local path nor one on gs://.")
+    if is_remote(config.run_dir) and config.train.profile:
+        raise ConfigError("train.profile writes to a local disk: give a local run_dir for a profile.")
     for least, keys in _AT_LEAST.items():
         for key in keys.split():
             if not flat[key] >= least:

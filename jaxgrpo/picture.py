@@ -1,5 +1,6 @@
 """What all pictures share: colours, plain axes, and files that appear whole or not at all."""
 
+import io
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+
+from jaxgrpo.storage import is_remote, reached
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"  # Okabe and Ito's colour-blind safe palette
 
@@ -20,6 +23,13 @@ def plain(axes: Iterable) -> None:
 
 def save(figure, path: Path) -> None:
     """Write a PNG and close the figure."""
+    if is_remote(path):
+        picture = io.BytesIO()
+        figure.savefig(picture, dpi=150, format="png")
+        plt.close(figure)
+        with reached(path):
+            path.write_bytes(picture.getvalue())
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp.png")
     figure.savefig(temporary, dpi=150)

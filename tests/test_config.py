@@ -300,7 +300,7 @@ def test_every_other_key_makes_a_difference_that_names_both_values(key):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("run_dir=gs://bucket/run", "not a local path"),
+        ("run_dir=s3://bucket/run", "neither a local path nor one on gs://"),
         ("optim.beta1=1", "below 1"),
         ("optim.lr=.inf", "not a finite number"),
         ("rollout.cache_gib=.nan", "not a finite number"),

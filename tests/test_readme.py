@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -28,7 +29,7 @@ def commands(name: str) -> list[list[str]]:
 
 def test_every_line_of_code_in_the_readme_is_known_to_these_tests():
     known = ("train ", "export ", "convert ", "data ", "eval ", "serve ", "bench ", "study ", "plan ", "fit")
-    known = (*(f"jaxgrpo {name}" for name in known), "python -m scaling", "bash launch/")
+    known = (*(f"jaxgrpo {name}" for name in known), "python -m scaling", "bash launch/", "sbatch ")
     assert len(COMMANDS) >= 8
     for line in LINES:
         assert line.startswith((*known, "from jaxgrpo", "import scaling")), line
@@ -45,6 +46,28 @@ def test_the_train_commands_resolve(arguments, capsys, tmp_path):
 def test_the_study_commands_resolve(arguments, capsys, tmp_path):
     assert main([*arguments, f"out={tmp_path}", *([] if "--dry-run" in arguments else ["--dry-run"])]) == 0
     assert "jaxgrpo train" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", commands("plan"), ids=" ".join)
+def test_the_plan_commands_print_a_plan(arguments, capsys):
+    """By model only; a run that does not fit says so and what to change."""
+    main([*arguments, *([] if "--no-compile" in arguments else ["--no-compile"])])
+    said = capsys.readouterr()
+    assert "tokens/s" in said.out
+    assert "fits " in said.out or "It would fit with" in said.err
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if "launch/" in line and " configs/" in line])
+def test_the_launch_commands_have_a_dry_run(line):
+    """local_pod.sh itself is run in tests/pods."""
+    words = shlex.split(line)
+    script = next(i for i, word in enumerate(words) if word.startswith("launch/"))
+    env = os.environ | {"PROJECT": "p", "ZONE": "z", "ACCELERATOR": "v5p-8", "IMAGE": "image", "TOPOLOGY": "2x2x1"}
+    done = subprocess.run(
+        ["bash", words[script], "--dry-run", *words[script + 1 :]], cwd=ROOT, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert words[-1] in done.stdout
 
 
 def test_the_imports_work():

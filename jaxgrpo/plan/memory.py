@@ -1,8 +1,9 @@
 """Bytes per chip of a run, worked out without a compiler: what lives through it exactly, what programs need besides by a model.
 
-The model of the temporaries was fitted to the compiler's figures in benchmarks/tpu_training_programs.md and
-tpu_rollout_programs.md, for layers that are rematerialised and bfloat16 compute. How far it is off there: update at most 8 %,
-reference's pass 23 %, prefill 45 %. `jaxgrpo plan` prints the compiler's own figures beside it where it is installed.
+The model of the temporaries was fitted to the compiler's figures in benchmarks/ (tpu_training_programs.md, plan_tpu.json,
+tpu_rollout_programs.md), for layers that are rematerialised and bfloat16 compute. How far it is off there: update at most 10 %,
+reference's pass 32 %, prefill 45 %. Fitted to the first file alone, it was off by at most 17 % for the updates of the second.
+`jaxgrpo plan` prints the compiler's own figures beside it where it is installed.
 """
 
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 
 from jaxgrpo.config import Config
 from jaxgrpo.model.config import ModelConfig
+from jaxgrpo.model.parameters import count_parameters
 from jaxgrpo.plan.topology import Topology
 from jaxgrpo.train.sizes import cache_bytes_per_slot, memory_table, resolve_sizes
 
@@ -46,8 +48,8 @@ def temporaries(config: Config, model: ModelConfig, gradients: int) -> dict[str,
     """Bytes per chip that the largest program of each phase needs besides its arguments.
 
     Update: the gradients of a micro-batch and their sum with what the optimiser makes of them, every layer's input, the output
-    matrix's gradient before it is spread over fsdp. Reference: states of one layer, logits of one chunk. Rollout: those of the
-    largest prefill, and its prefix, which holds the cache of four prompts.
+    matrix's gradient before it is spread over fsdp. Reference: states and weights of one layer, logits of one chunk. Rollout:
+    those of the largest prefill, and its prefix, which holds the cache of four prompts.
     """
     rows, tensor = config.train.row_tokens, config.mesh.tensor
     itemsize = jnp.dtype(config.train.dtype).itemsize
@@ -55,11 +57,12 @@ def temporaries(config: Config, model: ModelConfig, gradients: int) -> dict[str,
     inputs = model.layers * states * itemsize * _saved_states(config.train.remat, model, tensor)
     head = model.vocab * model.embed * 4 / tensor
     chunk = config.train.logit_chunk * model.vocab * 4 / tensor
+    layer = (count_parameters(model)["total"] - (1 if model.tied else 2) * model.vocab * model.embed) / model.layers / tensor
     prefill = config.rollout.prefill_tokens
     prefix = prefill * cache_bytes_per_slot(config, model) // (config.data.max_prompt_tokens + config.rollout.max_new_tokens)
     return {
-        "update": int(3.13 * gradients + 1.24 * inputs + 4.65 * head),
-        "score": int(1.35 * chunk + 15.7 * states * 4 + 0.09 * head),
+        "update": int(3.23 * gradients + 1.28 * inputs + 3.96 * head),
+        "score": int(1.46 * chunk + 13.4 * states * 4 + 1.18 * layer * 2),
         "rollout": int(4.47 * prefill * model.embed * 4 + 1.7 * prefix),
     }
 

@@ -5,6 +5,7 @@ places every array by the shardings of the mesh at hand, which need not be the m
 """
 
 import logging
+import math
 import re
 import shutil
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from pathlib import Path
 import jax
 import orbax.checkpoint as ocp
 
+from jaxgrpo import storage
 from jaxgrpo.config import CheckpointConfig
 from jaxgrpo.errors import UserError
 from jaxgrpo.train.state import TrainState
@@ -29,13 +31,13 @@ class Checkpoints:
     """The `checkpoints/` folder of a run."""
 
     def __init__(self, directory: Path, config: CheckpointConfig):
-        self.directory = directory.absolute()
+        self.directory = storage.absolute(directory)
         options = ocp.CheckpointManagerOptions(max_to_keep=config.keep, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
-    def latest(self) -> int | None:
-        """The newest committed step."""
-        return self._manager.latest_step()
+    def steps(self) -> list[int]:
+        """The committed steps, the newest first."""
+        return sorted(self._manager.all_steps(), reverse=True)
 
     def save(self, step: int, state: TrainState, meta: dict) -> None:
         """Copy the state and return; writing goes on in the background. `meta` is plain JSON."""
@@ -45,7 +47,7 @@ class Checkpoints:
             meta=ocp.args.JsonSave(meta),
         )
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        free = shutil.disk_usage(self.directory).free
+        free = math.inf if storage.is_remote(self.directory) else shutil.disk_usage(self.directory).free
         if free < needed:
             raise CheckpointError(
                 f"checkpoint of step {step} in {self.directory} needs {needed / 2**20:,.1f} MiB, the disk has "
@@ -53,6 +55,8 @@ class Checkpoints:
                 f"complete checkpoint."
             )
         with _explained(f"checkpoint of step {step} in {self.directory}"):
+            if step in self._manager.all_steps():  # one that could not be read
+                self._manager.delete(step)
             self._manager.save(step, args=args)
 
     def wait(self) -> None:
@@ -68,7 +72,7 @@ class Checkpoints:
             opt_state=ocp.args.StandardRestore(target.opt_state),
             meta=ocp.args.JsonRestore(),
         )
-        with _readable(self.directory / str(step), "delete that folder to go on from the one before"):
+        with _readable(self.directory / str(step), "the one before it will do"):
             restored = self._manager.restore(step, args=args)
         return TrainState(restored.params, restored.opt_state), restored.meta
 
@@ -81,19 +85,20 @@ class Checkpoints:
 def save_params(directory: Path, params: dict) -> None:
     """Write parameters once, atomically (Orbax renames the finished folder into place)."""
     with _explained(f"parameters in {directory}"), ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(directory.absolute(), params)
+        checkpointer.save(storage.absolute(directory), params)
 
 
 def load_params(directory: Path, target: dict, remedy: str) -> dict:
     """Read what `save_params` wrote, laid out as `target` (ShapeDtypeStructs with shardings)."""
     with _readable(directory, remedy), ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(directory.absolute(), target)
+        return checkpointer.restore(storage.absolute(directory), target)
 
 
 def load_params_anywhere(directory: Path) -> dict[str, jax.Array]:
     """What `save_params` wrote, on the default device, whatever mesh it was saved from."""
     with _readable(directory, "give another checkpoint"), ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(directory.absolute(), _on_default_device(checkpointer.metadata(directory.absolute())))
+        place = storage.absolute(directory)
+        return checkpointer.restore(place, _on_default_device(checkpointer.metadata(place)))
 
 
 def has_checkpoints(run: Path) -> bool:
@@ -117,7 +122,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, jax.Array], dict]:
     """(params, meta) of a step directory, or of the newest step of a run or checkpoints directory, on the default device."""
     path = step_directory(path)
     with _readable(path, "give another step"), ocp.Checkpointer(ocp.CompositeCheckpointHandler("meta")) as checkpointer:
-        meta = checkpointer.restore(path.absolute(), args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        meta = checkpointer.restore(storage.absolute(path), args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
     return load_params_anywhere(path / "params"), meta
 
 

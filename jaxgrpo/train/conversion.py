@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from jaxgrpo import storage
 from jaxgrpo.model.config import ModelError, read_json
 from jaxgrpo.model.hf import COMPANIONS, load_params, save_params
 from jaxgrpo.model.source import ModelSource, resolve_model
@@ -47,7 +48,7 @@ def export(path: str, out_dir: str, dtype: str | None = None) -> Path:
 
     dtype: of the written weights; by default that of the model the run started from.
     """
-    start = Path(path)
+    start = storage.location(path)
     if is_converted(path) and (start / "config.json").exists():
         companions, params = start, checkpoint.load_params_anywhere(start / PARAMS)
     else:
@@ -56,15 +57,18 @@ def export(path: str, out_dir: str, dtype: str | None = None) -> Path:
     hf_config = read_json(companions / "config.json")
     source = resolve_model(str(companions), need_weights=False)
     chosen = jnp.dtype(dtype or stored_dtype(hf_config))
-    save_params(params, source.config, out_dir, hf_config=hf_config, copy_from=companions, dtype=chosen)
-    return Path(out_dir)
+    out = storage.location(out_dir)
+    with storage.written_locally(out) as folder:
+        save_params(params, source.config, str(folder), hf_config=hf_config, copy_from=companions, dtype=chosen)
+    return out
 
 
 def run_companions(start: Path) -> Path:
-    """The model/ folder of the run that a run directory, its checkpoints/ folder or one step of it belongs to."""
-    for folder in (start, *start.absolute().parents[:2]):
+    """The model/ folder of the run that a run directory, its checkpoints/ folder or one step of it belongs to; of a run on an
+    object store a copy of it."""
+    for folder in (start, *storage.absolute(start).parents[:2]):
         if (folder / "model").is_dir():
-            return folder / "model"
+            return storage.local_copy(folder / "model")
     raise ModelError(f"no model/ folder beside the checkpoint {start}: give a checkpoint inside its run directory.")
 
 

@@ -15,6 +15,7 @@ from jaxgrpo.config import EVALUATION_KEYS, ConfigError, load_config
 from jaxgrpo.data import DATA_SOURCE
 from jaxgrpo.reward import GraderPool
 from jaxgrpo.rollout.sampling import Sampling
+from jaxgrpo.storage import location
 from jaxgrpo.train.checkpoint import has_checkpoints
 from jaxgrpo.train.dataset import asks_for_code, suite_questions
 from jaxgrpo.train.inference import Served, batch_engine, find, load_weights, tokenizer_of
@@ -31,7 +32,7 @@ def find_model(config: str | None, checkpoint: str | None, overrides: list[str])
         return find(checkpoint, overrides, keys=EVALUATION_KEYS)
     configured = load_config(config, overrides)
     others = [override for override in overrides if not override.startswith(("run_dir=", "model="))]
-    if has_checkpoints(Path(configured.run_dir)):
+    if has_checkpoints(location(configured.run_dir)):
         return find(configured.run_dir, others, keys=EVALUATION_KEYS)
     return find(configured.model, others, keys=EVALUATION_KEYS, config=config)
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgrpo import storage
 from jaxgrpo.config import SERVING_KEYS, Config, ConfigError, load_config, replace
 from jaxgrpo.data import load_tokenizer
 from jaxgrpo.model.config import ModelConfig
@@ -59,7 +60,7 @@ def find(path: str, overrides: list[str], *, keys: tuple[str, ...] = SERVING_KEY
     if unused := sorted(given - set(keys)):
         user = "a server" if keys is SERVING_KEYS else "an evaluation"
         raise ConfigError(f"{unused[0]} means nothing to {user}; the keys are {', '.join(keys)}.")
-    start = Path(path)
+    start = storage.location(path)
     step, stored = None, config
     if is_converted(path) and (start / "config.json").exists():
         source = resolve_model(path, need_weights=False)
@@ -67,8 +68,9 @@ def find(path: str, overrides: list[str], *, keys: tuple[str, ...] = SERVING_KEY
         step = checkpoint.step_directory(start)
         companions = run_companions(step)
         source = resolve_model(str(companions), need_weights=False)
-        if (companions.parent / "config.yaml").exists():
-            stored = str(companions.parent / "config.yaml")
+        config_file = step.parents[1] / "config.yaml"
+        if config_file.exists():
+            stored = str(config_file)
     else:
         source = resolve_model(path)
     values = load_config(stored, overrides)

@@ -14,12 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from eval.sampling import Graded, pass_at_1, write_records
+from jaxgrpo import storage
 from jaxgrpo.algo import group_advantages
 from jaxgrpo.config import Config
 from jaxgrpo.errors import UserError
 from jaxgrpo.parallel import hosts
 from jaxgrpo.train.accounting import update_bytes
-from jaxgrpo.train.checkpoint import Checkpoints, load_params, save_params
+from jaxgrpo.train.checkpoint import CheckpointError, Checkpoints, load_params, save_params
 from jaxgrpo.train.conversion import write_companions
 from jaxgrpo.train.job import SUITE, Job, prepare
 from jaxgrpo.train.metrics import PHASES, CompilationCounter
@@ -69,7 +70,8 @@ def train(config: Config) -> None:
     with job.pool, job.driver or nullcontext():
         if hosts.is_first():
             run.write_config(job.config)
-            write_companions(run.path / "model", job.source, job.tokenizer)
+            with storage.written_locally(run.path / "model") as folder:
+                write_companions(folder, job.source, job.tokenizer)
         Trainer(job, run, compilations).run_all()
 
 
@@ -139,15 +141,32 @@ class Trainer:
         if self.job.driver is None:
             self.job.engine.compile(self.job.engine.load_params(initial))
         self.job.compile_updates(self.reference)
-        done = hosts.from_first(self.checkpoints.latest(), "the newest checkpoint")
-        if done is None:
+        steps = hosts.from_first(self.checkpoints.steps(), "the list of checkpoints")
+        if not steps:
             self.cut_after(-1)
             return self.job.fresh_state(initial), 0
         del initial
-        state, meta = self.checkpoints.restore(done, self.job.abstract_state())
+        state, meta = self.restore_newest(steps)
         self.totals = Totals(**meta["totals"])
-        self.cut_after(done)
-        return state, done
+        self.cut_after(meta["step"])
+        return state, meta["step"]
+
+    def restore_newest(self, steps: list[int]) -> tuple[TrainState, dict]:
+        """(state, meta) of the newest checkpoint that every host can read. CheckpointError where there is none."""
+        for step in steps:
+            restored = complaint = None
+            try:
+                restored = self.checkpoints.restore(step, self.job.abstract_state())
+            except CheckpointError as error:
+                complaint = str(error)
+            complaints = [text for text in hosts.gather(complaint, f"checkpoint {step} to be read") if text]
+            if not complaints:
+                return restored
+            self.progress.say(f"WARNING   {complaints[0]}")
+        raise CheckpointError(
+            f"none of the checkpoints in {self.run.checkpoints} can be read ({complaints[0]}): bring one back, or delete the "
+            "folder to begin again."
+        )
 
     def cut_after(self, step: int) -> None:
         if hosts.is_first():

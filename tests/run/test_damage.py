@@ -1,9 +1,11 @@
 import shutil
 
+import numpy as np
 import pytest
 
 from jaxgrpo.cli import main
-from tests.run.commands import CONFIG, SHORT, jaxgrpo
+from jaxgrpo.train.checkpoint import read_checkpoint
+from tests.run.commands import CONFIG, SHORT, jaxgrpo, untimed_metrics
 
 
 def damage(folder) -> None:
@@ -12,17 +14,32 @@ def damage(folder) -> None:
     largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
 
 
-@pytest.mark.parametrize(
-    ("part", "remedy"),
-    [
-        ("checkpoints/6/params", "delete that folder to go on from the one before"),
-        ("warm_start", "to warm up again"),
-    ],
-)
-def test_a_damaged_folder_of_a_run_is_named_with_the_remedy(part, remedy, env, whole_run, tmp_path):
+def test_a_run_goes_on_from_the_newest_checkpoint_that_can_be_read(env, whole_run, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(whole_run, run_dir)
-    damage(run_dir / part)
+    damage(run_dir / "checkpoints" / "6" / "params")
+    done = jaxgrpo("train", CONFIG, *SHORT, f"run_dir={run_dir}", env=env)
+    assert done.returncode == 0, done.stderr
+    assert "checkpoints/6 cannot be read, it may be damaged" in done.stdout
+    assert "going on after step 4" in done.stdout
+    assert untimed_metrics(run_dir) == untimed_metrics(whole_run)
+    mended, whole = (read_checkpoint(folder / "checkpoints" / "6")[0] for folder in (run_dir, whole_run))
+    for name in whole:
+        np.testing.assert_array_equal(np.asarray(mended[name]), np.asarray(whole[name]), err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("parts", "remedy"),
+    [
+        (["checkpoints/4/params", "checkpoints/6/params"], "bring one back, or delete the folder"),
+        (["warm_start"], "to warm up again"),
+    ],
+)
+def test_what_cannot_be_read_at_all_is_named_with_the_remedy(parts, remedy, env, whole_run, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(whole_run, run_dir)
+    for part in parts:
+        damage(run_dir / part)
     failed = jaxgrpo("train", CONFIG, *SHORT, f"run_dir={run_dir}", "train.steps=8", env=env)
     assert failed.returncode == 1, failed.stderr
     message = next((line for line in failed.stderr.splitlines() if line.startswith("jaxgrpo: ")), failed.stderr)

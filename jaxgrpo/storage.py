@@ -1,0 +1,96 @@
+"""Where runs lie: a local folder, or an object store by its gs:// address. Paths of both kinds have pathlib's methods.
+
+On an object store there is no appending, no renaming and no locking: a file appears whole when it is written, and is written
+anew to change. Metadata goes through fsspec (the `gcs` extra); the bytes of checkpoints through TensorStore's own client.
+"""
+
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+from jaxgrpo.errors import UserError
+
+REMOTE = ("gs://",)
+
+
+class StorageError(UserError):
+    """A location that cannot be reached; the message gives it, the cause and the remedy."""
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+    return os.fspath(path).startswith(REMOTE)
+
+
+def location(path: str | os.PathLike) -> Path:
+    """The path object of a local or gs:// path. StorageError where the client for the store is not installed."""
+    if not is_remote(path):
+        return Path(path)
+    os.environ.setdefault("EPATH_USE_TF", "false")
+    try:
+        import gcsfs  # noqa: F401 (fsspec finds it by itself; without it, its message names no remedy)
+    except ImportError:
+        raise StorageError(f"{path} needs the Google Cloud Storage client: pip install 'jaxgrpo[gcs]'.") from None
+    import logging
+
+    from etils import epath
+
+    for library in ("gcsfs", "google.auth"):  # they warn at every call: of the bucket's type, of a machine without an account
+        logging.getLogger(library).setLevel(logging.CRITICAL)  # what fails is raised here
+    return epath.Path(os.fspath(path))
+
+
+def absolute(path: Path) -> Path:
+    return path if is_remote(path) else path.absolute()
+
+
+@contextmanager
+def reached(path: str | os.PathLike):
+    """Turns what a store's client raises into one StorageError; local paths keep their own errors."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not is_remote(path):
+            raise
+        cause = str(error).partition("\n")[0][:200] or type(error).__name__
+        raise StorageError(
+            f"{path} cannot be used ({cause}): see that the bucket exists and that this machine may read and write it."
+        ) from error
+
+
+def copy_tree(source: Path, target: Path) -> None:
+    """Copy the files of a local or remote folder into another one."""
+    target.mkdir(parents=True, exist_ok=True)
+    for child in source.iterdir():
+        if child.is_dir():
+            copy_tree(child, target / child.name)
+        else:
+            (target / child.name).write_bytes(child.read_bytes())
+
+
+@contextmanager
+def written_locally(path: Path):
+    """A folder to fill: `path` itself where it is local, else one that is copied there afterwards."""
+    if not is_remote(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="jaxgrpo-") as folder:
+        yield Path(folder)
+        with reached(path):
+            copy_tree(Path(folder), path)
+
+
+def local_copy(path: Path) -> Path:
+    """`path` itself, or a copy of a remote folder in a temporary one that lasts until the process ends."""
+    if not is_remote(path):
+        return path
+    folder = Path(tempfile.mkdtemp(prefix="jaxgrpo-"))
+    import atexit
+
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    with reached(path):
+        copy_tree(path, folder)
+    return folder
