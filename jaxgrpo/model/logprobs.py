@@ -83,6 +83,8 @@ def _run(head: Head, token_loss, differentiate: bool, x_BTD, matrix, predictions
     """((loss, logp_BC, entropy_BC, sums), (dx_BTD, dmatrix) or None): every device's chunks, inside shard_map."""
     mesh = head.mesh
     manual = frozenset(BATCH)
+    # XLA refuses a reduction over axes of size 1 where another axis of the mesh is its own to partition.
+    batch = tuple(axis for axis in BATCH if mesh.shape[axis] > 1)
     whole = partition_spec(head.axes, matrix.shape, mesh)
     matrix_spec = P(*(axis if axis == "fsdp" else None for axis in whole))
     split = tuple(matrix_spec).index("fsdp") if "fsdp" in tuple(matrix_spec) else None
@@ -92,14 +94,17 @@ def _run(head: Head, token_loss, differentiate: bool, x_BTD, matrix, predictions
         if split is not None:
             matrix = jax.lax.all_gather(matrix, "fsdp", axis=split, tiled=True)
         row = lambda tree: jax.tree.map(lambda a: a[0], tree)  # noqa: E731
-        results, gradients = _chunks(head, token_loss, differentiate, x_1TD[0], matrix, row(predictions), row(inputs))
+        count = predictions.count[0]
+        most = jax.lax.pmax(count, batch) if batch else count
+        results, gradients = _chunks(head, token_loss, differentiate, x_1TD[0], matrix, row(predictions), most, row(inputs))
         loss, logp_C, entropy_C, sums = results
-        loss, sums = jax.lax.psum((loss, sums), BATCH)
+        loss, sums = jax.lax.psum((loss, sums), batch) if batch else (loss, sums)
         if differentiate:
             dx_TD, dmatrix = gradients
             if split is not None:
                 dmatrix = jax.lax.psum_scatter(dmatrix, "fsdp", scatter_dimension=split, tiled=True)
-            dmatrix = jax.lax.psum(dmatrix, ("data",) if split is not None else BATCH)
+            rest = tuple(axis for axis in batch if axis != "fsdp" or split is None)
+            dmatrix = jax.lax.psum(dmatrix, rest) if rest else dmatrix
             gradients = dx_TD[None], dmatrix
         return (loss, logp_C[None], entropy_C[None], sums), gradients
 
@@ -115,12 +120,12 @@ def _run(head: Head, token_loss, differentiate: bool, x_BTD, matrix, predictions
     return run(x_BTD, matrix, predictions, inputs)
 
 
-def _chunks(head: Head, token_loss, differentiate: bool, x_TD, matrix, predictions: Predictions, inputs):
-    """One row: a loop over its chunks, as many as the row with the most predictions needs."""
+def _chunks(head: Head, token_loss, differentiate: bool, x_TD, matrix, predictions: Predictions, most, inputs):
+    """One row: a loop over its chunks, as many as the row with the `most` predictions needs."""
     T, D = x_TD.shape
     C = len(predictions.source)
     c = min(head.chunk, C)
-    chunks = jax.lax.pmax(-(-predictions.count // c), BATCH)
+    chunks = -(-most // c)
     forward, to_states, to_matrix = (
         ("cD,VD->cV", "cV,VD->cD", "cV,cD->VD") if head.tied else ("cD,DV->cV", "cV,DV->cD", "cD,cV->DV")
     )
