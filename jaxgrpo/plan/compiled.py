@@ -49,6 +49,28 @@ def training_programs(config, model, chip: str, shape: str) -> Iterator[tuple]:
     yield "score", make_score(model, config.train, temperature, mesh), (reference, rows, used)
 
 
+def handover_program(config, model, chip: str, shape: str) -> tuple:
+    """(function, abstract arguments) of the weights' way from the trainer's mesh to a copy on every host, over all devices in
+    host-major order: jit would refuse an output on another order."""
+    import jax
+    from jax.experimental import topologies
+
+    from jaxgrpo.model.parameters import abstract_parameters
+    from jaxgrpo.parallel.mesh import hosts_mesh, trainer_mesh
+    from jaxgrpo.rollout.layout import make_handover
+    from jaxgrpo.train.state import parameter_shardings
+
+    topology = topologies.get_topology_desc(f"{chip}:{shape}", platform="tpu")
+    mesh = trainer_mesh((config.mesh.data, config.mesh.fsdp, config.mesh.tensor), topology.devices)
+    shardings = parameter_shardings(model, mesh)
+    params = {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[name])
+        for name, leaf in abstract_parameters(model).items()
+    }
+    across = hosts_mesh(mesh, config.rollout.tensor)
+    return make_handover(model, across, config.rollout.dtype, config.rollout.weights or config.rollout.dtype), (params,)
+
+
 def rollout_engine(config, model, chip: str, shape: str, chips: int):
     """The engine that one host of a slice runs, described by a slice `shape` of the host's own `chips`."""
     import jax

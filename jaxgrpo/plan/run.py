@@ -142,7 +142,7 @@ def run_plan(path: str, overrides: list[str], topology: str, options) -> None:
     say(_described(plan, measured, assumptions))
     if options.json:
         write_whole(Path(options.json), json.dumps(as_json(plan, measured, assumptions), indent=2) + "\n")
-    peaks = {phase: measured.get(phase, plan.memory.peak(phase)) for phase in PHASES}
+    peaks = {phase: plan.memory.peak(phase) for phase in PHASES} | measured
     if max(peaks.values()) > place.memory:
         worst = max(peaks, key=peaks.get)
         raise DoesNotFit(
@@ -163,7 +163,9 @@ def compiler_peaks(plan: Plan) -> dict[str, int]:
     per_host = min(plan.topology.chip.per_host, plan.topology.chips)
     engine = compiled.rollout_engine(plan.config, plan.model, chip, HOST_SLICE[chip], per_host)
     rollout = compiled.rollout_peak(compiled.largest_rollout_programs(engine), held)
-    return compiled.training_peaks(programs, held) | {"rollout": rollout}
+    sync = compiled.bytes_of(*compiled.handover_program(plan.config, plan.model, chip, plan.topology.shape))
+    sync_peak = compiled.program_bytes(sync) + held["optimiser"] + held["reference"]
+    return compiled.training_peaks(programs, held) | {"rollout": rollout, "sync": sync_peak}
 
 
 def _no_fit(config: Config, model: ModelConfig, topology: Topology, assumptions: Assumptions) -> str:
@@ -207,6 +209,8 @@ def _described(plan: Plan, measured: dict[str, int], a: Assumptions) -> str:
                 f"{place.chip.memory_gib:g}",
             ]
         )
+    if "sync" in measured:  # the sampler's weights are made beside the trainer's
+        rows.append(["sync", "-", "-", f"{measured['sync'] / GIB:.2f}", f"{place.chip.memory_gib:g}"])
     lines += [table(["phase", "temporaries", "peak, by model", "peak, by the compiler", "of GiB"], rows), ""]
     rows = [[phase, f"{s:.1f}", f"{s / plan.step_s:.0%}"] for phase, s in plan.seconds.items()]
     lines += [table(["phase", "seconds", "share"], rows), ""]

@@ -88,7 +88,7 @@ def test_the_peaks_of_suggested_plans_agree_with_the_compiler(row):
     plan = make_plan(replace(config, changes), model, topology, Assumptions())
     for phase, peak in row["compiler_peaks"].items():
         assert peak <= topology.memory
-        if phase != "score":  # never the largest
+        if phase in ("update", "rollout"):  # the others are never the largest
             assert plan.memory.peak(phase) == pytest.approx(peak, rel=0.15), phase
 
 
