@@ -105,6 +105,7 @@ def test_a_run_that_is_killed_in_the_middle_of_a_save_goes_on_from_the_checkpoin
     same(store, local)
 
 
+@pytest.mark.slow
 def test_a_truncated_object_is_noticed_and_the_checkpoint_before_is_used(gcs, local, env):
     store, variables = gcs
     assert jaxgrpo("train", CONFIG, *SHORT, f"run_dir={RUN}", env=env | variables).returncode == 0
@@ -118,6 +119,7 @@ def test_a_truncated_object_is_noticed_and_the_checkpoint_before_is_used(gcs, lo
     same(store, local)
 
 
+@pytest.mark.slow
 def test_a_store_that_stalls_and_answers_503_delays_a_run_and_changes_nothing(gcs, local, env):
     store, variables = gcs
     command = [sys.executable, "-u", "-m", "jaxgrpo.cli", "train", CONFIG, *SHORT, f"run_dir={RUN}"]
@@ -149,6 +151,7 @@ def test_what_keeps_a_run_off_a_bucket_is_said_in_one_line(gcs, env):
     assert failed.returncode == 1 and "gs://other/run" in failed.stderr
 
 
+@pytest.mark.slow
 def test_numpy_reads_what_was_exported(gcs, env, tmp_path):
     """The weights behind gs:// are those of the checkpoint, bit for bit."""
     from safetensors.numpy import load

@@ -82,6 +82,7 @@ def test_a_finished_study_trains_nothing_and_another_config_in_its_place_is_refu
     assert code == 2 and "holds a run of another config" in output and "rollout.samples" in output
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_told_after_the_others_and_is_all_that_is_trained_when_mended(tmp_path, env):
     runs = {"g2": {"rollout.samples": 2}, "g4": {"rollout.samples": 4, "data.tokenizer": str(tmp_path / "none")}}
     path = write_study(tmp_path, "group", runs, keys={"train.steps": 6}, fit={"x": ["data", "compute"]})
