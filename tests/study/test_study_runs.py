@@ -51,9 +51,11 @@ def test_a_killed_study_leaves_no_run_behind_and_goes_on_with_those_that_are_not
     out, done, left, before, code, output = ladder
     assert left == []
     assert code == 0, output
-    assert "done before: 1 of 4 runs" in output
-    names = {"w16-seed0", "w24-seed0", "w32-seed0", "w48-seed0"}
-    assert set(re.findall(r"^finished  (\S+)", output, re.M)) == names - {*done}
+    before_kill = int(re.search(r"done before: (\d) of 4 runs", output)[1])
+    assert 1 <= before_kill <= 2  # the run beside the first one may have ended in the same moment
+    trained = re.findall(r"^finished  (\S+)", output, re.M)
+    assert len(set(trained)) == len(trained) == 4 - before_kill
+    assert done[0] not in trained
     assert (out / "runs" / done[0] / "metrics.jsonl").stat().st_mtime_ns == before
 
 
