@@ -112,13 +112,13 @@ def dealt_together(parts: list[Graded]) -> Graded:
     for place, group in enumerate(responses):
         for response in group:
             response.request = place
-    slowest = max(parts, key=lambda part: part.generate_s)
+    by_host_s = [part.generate_s for part in parts]
     return Graded(
         responses,
         [parts[host].grades[at] for host, at in places],
-        slowest.generate_s,
+        max(by_host_s),
         max(part.grade_s for part in parts),
-        [part.generate_s for part in parts],
+        by_host_s,
     )
 
 

@@ -16,7 +16,7 @@ from jaxgrpo.plan import compiled
 from jaxgrpo.plan.memory import PHASES, Memory, memory, resolved
 from jaxgrpo.plan.timing import Assumptions, phase_seconds
 from jaxgrpo.plan.topology import Topology, parse_topology
-from jaxgrpo.train.sizes import GIB, memory_table
+from jaxgrpo.train.sizes import GIB
 from jaxgrpo.whole_file import write_whole
 from scaling.tables import table
 
@@ -154,7 +154,7 @@ def run_plan(path: str, overrides: list[str], topology: str, options) -> None:
 
 def compiler_peaks(plan: Plan) -> dict[str, int]:
     """Bytes per chip at the worst moment of each phase, as the compiler's memory analysis has it."""
-    held = memory_table(plan.config, plan.model)
+    held = plan.memory.table
     chip = plan.topology.chip.name
     programs = {
         name: compiled.bytes_of(function, arguments)

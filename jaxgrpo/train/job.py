@@ -163,16 +163,17 @@ class Job:
     def sample(self, weights, prompts: list[EncodedPrompt], *, stream: str, step: int, samples: int, sampling: Sampling):
         """Sampled and graded responses of `prompts`; see eval.sampling.sample_and_grade. Every host makes those of its share of
         the prompts, and all hosts get all of them."""
+        share = prompts[hosts.index() :: hosts.count()]
         mine = sample_and_grade(
             self.engine,
             weights,
-            prompts[hosts.index() :: hosts.count()],
+            share,
             tokenizer=self.tokenizer,
             pool=self.pool,
             stream=stream,
             seed=self.config.seed,
             step=step,
-            samples=[range(samples)] * len(prompts[hosts.index() :: hosts.count()]),
+            samples=[range(samples)] * len(share),
             sampling=sampling,
             max_new=self.config.rollout.max_new_tokens,
             generate=self.driver.generate if self.driver else scheduler.generate,
