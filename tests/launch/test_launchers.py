@@ -45,7 +45,8 @@ def resources(record: Path) -> list[str]:
 
 
 def launch(script: str, *arguments: str, bin_dir: Path, root: Path = ROOT, **variables: str) -> subprocess.CompletedProcess:
-    env = os.environ | {"PATH": f"{bin_dir}:{os.environ['PATH']}"} | variables
+    inherited = {key: value for key, value in os.environ.items() if key != "EXTRAS"}  # .ci/run sets it for its own install
+    env = inherited | {"PATH": f"{bin_dir}:{os.environ['PATH']}"} | variables
     command = ["bash", str(root / "launch" / script), *arguments]
     return subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=120)
 
