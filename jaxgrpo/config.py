@@ -132,7 +132,9 @@ class EvalConfig:
 @dataclass(frozen=True)
 class CheckpointConfig:
     every: int = 10  # steps between checkpoints; the last step is always saved
-    keep: int = 2
+    keep: int = 2  # the newest
+    best: int = 0  # besides these, so many of the best by `metric`
+    metric: str = "test_loss"  # of metrics.jsonl: test_loss (lowest), reward_mean or suite_NAME (highest)
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,8 @@ EXECUTION_KEYS = {
     "reward.sandbox",
     "checkpoint.every",
     "checkpoint.keep",
+    "checkpoint.best",
+    "checkpoint.metric",
     "mesh.data",
     "mesh.fsdp",
     "mesh.tensor",
@@ -351,7 +355,7 @@ _AT_LEAST = {
     seed data.epochs rollout.slots rollout.cache_gib rollout.chunk rollout.prefill_tokens rollout.tensor rollout.top_k
     rollout.min_p reward.workers algo.kl_coef algo.clip_low algo.clip_high algo.tis_cap optim.lr optim.warmup_updates
     optim.weight_decay train.steps train.row_tokens train.logit_chunk train.profile warmup.steps warmup.lr warmup.corrupt_lr
-    warmup.corrupt_steps warmup.corruption eval.every eval.limit eval.temperature mesh.fsdp
+    warmup.corrupt_steps warmup.corruption eval.every eval.limit eval.temperature checkpoint.best mesh.fsdp
     hosts.count hosts.index plan.chip_hour_price
     """,
     1: """
@@ -407,6 +411,31 @@ def check_config(config: Config) -> None:
         raise ConfigError("warmup.corrupt_steps is set but warmup.steps is 0: there is no warm-up to follow.")
     if config.warmup.corrupt_steps and config.warmup.demonstrations:
         raise ConfigError("warmup.corrupt_steps belongs to the built-in task: set it to 0 with demonstrations of your own.")
+    if config.checkpoint.best:
+        _check_best(config)
+
+
+def _check_best(config: Config) -> None:
+    """Every checkpoint must come with the metric that it is kept by."""
+    c, metric = config.checkpoint, config.checkpoint.metric
+    if metric == "reward_mean":
+        return
+    if metric == "test_loss":
+        key, every = "eval.every", config.eval.every
+    elif metric.startswith("suite_"):
+        key, every = "eval.suites_every", config.eval.suites_every if config.eval.suites else 0
+    else:
+        raise ConfigError(
+            f"checkpoint.metric={metric} is none of test_loss, reward_mean and suite_NAME (a suite of eval.suites)."
+        )
+    if not every:
+        needed = "eval.every above 0" if key == "eval.every" else "eval.suites"
+        raise ConfigError(f"checkpoint.metric={metric} is never measured: set {needed}, or checkpoint.best=0.")
+    if c.every % every:
+        raise ConfigError(
+            f"checkpoint.every={c.every} is no multiple of {key}={every}: checkpoints without {metric} cannot be kept by it. "
+            f"Set checkpoint.every={-(-c.every // every) * every}."
+        )
 
 
 def differences(mine: Config, stored: Config) -> list[str]:

@@ -1,8 +1,10 @@
 """Eight virtual CPU devices for every test, set before jax is imported anywhere; the same drawn examples in every run."""
 
 import os
+import subprocess
 import sys
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("same-every-time", derandomize=True)
@@ -10,6 +12,17 @@ settings.load_profile("same-every-time")
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 6 MiB."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(path)], capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield path
+    subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
 def pytest_sessionfinish(session, exitstatus):

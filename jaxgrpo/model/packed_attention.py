@@ -5,7 +5,7 @@ causally, themselves. Matrix products of the layers read the flat row; only here
 that short ones do not pay for long ones. One device attends to its own row; the number of tiles is data: nothing is recompiled.
 
 Backends: "xla" (CPU, and float32 on a GPU), "cudnn" (GPU, bf16), "splash" (TPU: a Pallas kernel that knows segment ids, and so
-no shared prompts).
+no shared prompts; "interpret" is the same step by step on any machine).
 
 Shapes: B rows, one of each device; T tokens of a row, S spans, n spans of a tile, R queries and L keys of a span in a tile,
 N query heads, K kv heads, G = N/K, H head size.
@@ -22,8 +22,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from jaxgrpo.model.attention import MASKED
+from jaxgrpo.parallel.sharding import RULES
 
-BATCH = ("data", "fsdp")
+SPLASH_TILE = 128
 BUCKETS = 8
 BUCKET_MULTIPLE = 32
 TILE_TOKENS = {"xla": 1536, "cudnn": 16_384}  # keys of a tile: enough work for one product, and little memory
@@ -60,24 +61,27 @@ def attention_backend(mesh, dtype) -> str:
 
 
 def packed_attention(backend: str, spans: Spans, segment_ids_BT: jax.Array, mesh) -> Callable:
-    """`attend(q_BTNH, k_BTKH, v_BTKH) -> out_BTNH` over rows spread over data x fsdp; heads over `tensor` where it divides K.
+    """`attend(q_BTNH, k_BTKH, v_BTKH) -> out_BTNH` over rows spread over the mesh's batch axes; heads over `tensor` where it
+    divides K.
 
     Padding (tokens of no span) comes out as zero, or as anything finite with "splash". Spans may be None with "splash".
     """
 
+    batch = tuple(axis for axis in RULES["batch"] if axis in mesh.shape)
+
     def attend(q_BTNH, k_BTKH, v_BTKH):
         tensor = mesh.shape.get("tensor", 1)
-        heads = P(BATCH, None, "tensor" if k_BTKH.shape[2] % tensor == 0 else None, None)
-        per_row = jax.tree.map(lambda _: P(BATCH, None), spans)
+        heads = P(batch, None, "tensor" if k_BTKH.shape[2] % tensor == 0 else None, None)
+        per_row = jax.tree.map(lambda _: P(batch, None), spans)
 
         def local(q, k, v, segments, spans):
-            if backend == "splash":
-                return jax.vmap(splash)(q, k, v, segments)
+            if backend in ("splash", "interpret"):
+                return jax.vmap(partial(splash, interpret=backend == "interpret"))(q, k, v, segments)
             rows = [attend_spans(backend, q[b], k[b], v[b], jax.tree.map(lambda x, b=b: x[b], spans)) for b in range(len(q))]
             return jnp.stack(rows)
 
         run = jax.shard_map(
-            local, mesh=mesh, in_specs=(heads, heads, heads, P(BATCH, None), per_row), out_specs=heads, check_vma=False
+            local, mesh=mesh, in_specs=(heads, heads, heads, P(batch, None), per_row), out_specs=heads, check_vma=False
         )
         return run(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, spans)
 
@@ -246,14 +250,14 @@ def _take(x: jax.Array, index: jax.Array) -> jax.Array:
 def splash(q_TNH: jax.Array, k_TKH: jax.Array, v_TKH: jax.Array, segment_ids_T: jax.Array, interpret=False) -> jax.Array:
     """[T, N, H] on a TPU: causal attention within segments by the splash Pallas kernel, forward and backward.
 
-    T must be a multiple of 128. `interpret` runs the kernel's program on any device, for tests.
+    T must be a multiple of SPLASH_TILE. `interpret` runs the kernel's program on any device, for tests.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     T, N, H = q_TNH.shape
     mask = masks.MultiHeadMask([masks.CausalMask((T, T))] * N)
-    block = next(size for size in (512, 256, 128) if T % size == 0)
+    block = next(size for size in (512, 256, SPLASH_TILE) if T % size == 0)
     sizes = kernel.BlockSizes(
         block_q=block,
         block_kv=block,

@@ -66,14 +66,32 @@ def block(config: ModelConfig, w: dict, x_BTD: jax.Array, rope: tuple, attend_fn
     """One transformer layer. `attend_fn(q_BTNH, k_BTKH, v_BTKH) -> (out_BTNH, carry)` is where trainer, prefill and
     decoding differ; its carry (a cache, or nothing) is handed back beside the new x_BTD."""
     h_BTD = rms_norm(x_BTD, w["attn_norm"], config.rms_eps)
-    q_BTNH = rotate(product("BTD,DNH->BTNH", h_BTD, w["q_w"]) + w["q_b"], *rope)
-    k_BTKH = rotate(product("BTD,DKH->BTKH", h_BTD, w["k_w"]) + w["k_b"], *rope)
-    v_BTKH = product("BTD,DKH->BTKH", h_BTD, w["v_w"]) + w["v_b"]
+    q_BTNH = rotate(_to_heads(h_BTD, w["q_w"], w["q_b"]), *rope)
+    k_BTKH = rotate(_to_heads(h_BTD, w["k_w"], w["k_b"]), *rope)
+    v_BTKH = _to_heads(h_BTD, w["v_w"], w["v_b"])
     out_BTNH, carry = attend_fn(q_BTNH, k_BTKH, v_BTKH)
-    x_BTD = constrain(x_BTD + product("BTNH,NHD->BTD", out_BTNH, w["o_w"]), "batch", None, None)
+    x_BTD = constrain(x_BTD + _from_heads(out_BTNH, w["o_w"]), "batch", None, None)
     h_BTD = rms_norm(x_BTD, w["mlp_norm"], config.rms_eps)
     h_BTF = jax.nn.silu(widened(h_BTD, w["gate_w"])) * widened(h_BTD, w["up_w"])
     return constrain(x_BTD + product("BTF,FD->BTD", h_BTF, w["down_w"]), "batch", None, None), carry
+
+
+def _to_heads(x_BTD: jax.Array, w, b_NH: jax.Array) -> jax.Array:
+    """[B, T, N, H] of the trainer's matrix [D, N, H], or of the sampler's [D, N * H]."""
+    if _is_flat(w):
+        return product("BTD,DF->BTF", x_BTD, w).reshape(*x_BTD.shape[:2], *b_NH.shape) + b_NH
+    return product("BTD,DNH->BTNH", x_BTD, w) + b_NH
+
+
+def _from_heads(x_BTNH: jax.Array, w) -> jax.Array:
+    """[B, T, D] of the trainer's matrix [N, H, D], or of the sampler's [N * H, D]."""
+    if _is_flat(w):
+        return product("BTF,FD->BTD", x_BTNH.reshape(*x_BTNH.shape[:2], -1), w)
+    return product("BTNH,NHD->BTD", x_BTNH, w)
+
+
+def _is_flat(w) -> bool:
+    return isinstance(w, Quantised) or w.ndim == 2
 
 
 def embed_tokens(params: dict, tokens_BT: jax.Array) -> jax.Array:

@@ -6,6 +6,7 @@ wait for each other, and each leaves the decoding loop when its own slots are do
 Shapes: B slots of one replica, R prompts of a prefill, T prompt bucket, C chunk, D embed, V vocab.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import jax
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 from jaxgrpo.model.attention import attend, causal_mask
 from jaxgrpo.model.config import ModelConfig
 from jaxgrpo.model.decode_attention import attend_cache
+from jaxgrpo.model.packed_attention import SPLASH_TILE, packed_attention
 from jaxgrpo.model.qwen2 import block, embed_tokens, output_logits, rms_norm, rope_angles
 from jaxgrpo.parallel.sharding import constrain
 from jaxgrpo.rollout import cache as kv
@@ -41,15 +43,27 @@ def prefill(config: ModelConfig, settings: EngineSettings, mesh, params, tokens_
     """Run whole prompts through the model and keep K, V and the logits after each prompt's last token."""
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         T = tokens_RT.shape[1]
-        mask_R1TT = causal_mask(jnp.ones_like(tokens_RT))
+        attend_fn = _prompt_attention(settings, mesh, tokens_RT)
         rope = rope_angles(jnp.broadcast_to(jnp.arange(T), tokens_RT.shape), config)
         x_RTD = embed_tokens(params, tokens_RT)
         caches = []
         for w in params["layers"]:
-            x_RTD, (k, v) = block(config, w, x_RTD, rope, lambda q, k, v: (attend(q, k, v, mask_R1TT), (k, v)))
+            x_RTD, (k, v) = block(config, w, x_RTD, rope, lambda q, k, v: (attend_fn(q, k, v), (k, v)))
             caches.append(kv.from_prompts(k, v, settings.block, settings.cache_dtype))
         last_RD = jnp.take_along_axis(x_RTD, (lengths_R - 1)[:, None, None], axis=1)[:, 0]
         return Prefix(tuple(caches), _logits(config, params, last_RD), lengths_R)
+
+
+def _prompt_attention(settings: EngineSettings, mesh, tokens_RT) -> Callable:
+    """`attend_fn(q_RTNH, k_RTKH, v_RTKH) -> out_RTNH`, causal: the trainer's kernel where decoding has one too and the shape
+    allows it. All scores at once, [R, N, T, T] in float32, are the most that prefill would hold."""
+    R, T = tokens_RT.shape
+    ones_RT = jnp.ones_like(tokens_RT)
+    if settings.attention != "xla" and T % SPLASH_TILE == 0 and R % mesh.shape["replica"] == 0:
+        backend = "splash" if settings.attention == "ragged" else settings.attention
+        return packed_attention(backend, None, ones_RT, mesh)
+    mask_R1TT = causal_mask(ones_RT)
+    return lambda q, k, v: attend(q, k, v, mask_R1TT)
 
 
 def insert(

@@ -22,6 +22,8 @@ from jaxgrpo.train.state import TrainState
 for library in ("absl", "asyncio"):  # Orbax's: what fails is raised here, they would print it many times as well
     logging.getLogger(library).setLevel(logging.CRITICAL)
 
+KEPT_BY = ("test_loss", "reward_mean")  # and suite_NAME: metrics that a checkpoint may be kept by
+
 
 class CheckpointError(UserError):
     """A checkpoint that could not be written or read; the message gives path, cause and remedy."""
@@ -31,16 +33,38 @@ class Checkpoints:
     """The `checkpoints/` folder of a run."""
 
     def __init__(self, directory: Path, config: CheckpointConfig):
-        self.directory = storage.absolute(directory)
-        options = ocp.CheckpointManagerOptions(max_to_keep=config.keep, enable_async_checkpointing=True)
+        self.directory, self._metric = storage.absolute(directory), config.metric
+        policies = ocp.checkpoint_managers
+        best = policies.BestN(get_metric_fn=self._score, reverse=False, n=config.best, keep_checkpoints_without_metrics=False)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(config.keep), best]),
+            best_fn=self._score,
+            enable_async_checkpointing=True,
+        )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def steps(self) -> list[int]:
         """The committed steps, the newest first."""
         return sorted(self._manager.all_steps(), reverse=True)
 
-    def save(self, step: int, state: TrainState, meta: dict) -> None:
-        """Copy the state and return; writing goes on in the background. `meta` is plain JSON."""
+    def _score(self, metrics: dict) -> float:
+        """Higher is better; a checkpoint without the metric, of a run that went by another one before, is the worst."""
+        value = metrics.get(self._metric)
+        return -math.inf if value is None else -value if self._metric.endswith("loss") else value
+
+    def best(self) -> tuple[int, float] | None:
+        """(step, metric) of the best checkpoint there is by `checkpoint.metric`; None where none comes with it."""
+        step = self._manager.best_step()
+        value = None if step is None else (self._manager.metrics(step) or {}).get(self._metric)
+        return None if value is None else (step, value)
+
+    def preempted(self, step: int) -> bool:
+        """Whether JAX's preemption service asks all hosts to save after this step. Every host must ask, after every step."""
+        return self._manager.reached_preemption(step)
+
+    def save(self, step: int, state: TrainState, meta: dict, measured: dict) -> None:
+        """Copy the state and return; writing goes on in the background. `meta` is plain JSON; `measured` are the step's
+        metrics, by one of which it may be kept."""
         args = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             opt_state=ocp.args.StandardSave(state.opt_state),
@@ -57,7 +81,8 @@ class Checkpoints:
         with _explained(f"checkpoint of step {step} in {self.directory}"):
             if step in self._manager.all_steps():  # one that could not be read
                 self._manager.delete(step)
-            self._manager.save(step, args=args)
+            metrics = {key: value for key, value in measured.items() if key in KEPT_BY or key.startswith("suite_")}
+            self._manager.save(step, args=args, metrics=metrics)
 
     def wait(self) -> None:
         """Return once every save is committed; CheckpointError if one failed."""

@@ -16,7 +16,7 @@ import numpy as np
 from eval.sampling import Graded, pass_at_1, write_records
 from jaxgrpo import storage
 from jaxgrpo.algo import group_advantages
-from jaxgrpo.config import Config
+from jaxgrpo.config import Config, ConfigError
 from jaxgrpo.errors import UserError
 from jaxgrpo.parallel import hosts
 from jaxgrpo.train.accounting import update_bytes
@@ -72,6 +72,9 @@ def train(config: Config) -> None:
             run.write_config(job.config)
             with storage.written_locally(run.path / "model") as folder:
                 write_companions(folder, job.source, job.tokenizer)
+        metric = config.checkpoint.metric
+        if config.checkpoint.best and metric.startswith("suite_") and metric.removeprefix("suite_") not in job.suites:
+            raise ConfigError(f"checkpoint.metric={metric} is of no suite here: there are {', '.join(job.suites)}.")
         Trainer(job, run, compilations).run_all()
 
 
@@ -97,6 +100,7 @@ class Trainer:
         self.seconds: dict[str, float] = {}
         self.micro_batches = 0  # of the last step's updates
         self.weights = None  # the sampler's copy of the policy; dropped during updates
+        self.measured: dict = {}  # metrics of the last step
         self.stop_request = hosts.StopRequest()
 
     def run_all(self) -> None:
@@ -111,16 +115,23 @@ class Trainer:
                 for step in range(done + 1, steps + 1):
                     with self.profiled(step):
                         state = self.step(state, step)
-                    if step < steps and self.stop_request.anywhere():
+                    if step < steps and self.must_stop(step):
                         self.stop(state, step)
                 with self.timed("save_s"):
                     self.checkpoints.wait()
+                best = self.checkpoints.best()
         finally:
             self.progress.stop()
             self.checkpoints.close()
         if hosts.is_first():
             draw_learning_curve(self.run.metrics.read(), self.run.plots / "learning_curve.png", title=self.config.model)
-        self.progress.end(self.run.metrics.read())
+        self.progress.end(self.run.metrics.read(), best if self.config.checkpoint.best else None)
+
+    def must_stop(self, step: int) -> bool:
+        """Whether a host was asked to end; the same answer on all. With several hosts only JAX's preemption service knows of a
+        SIGTERM that came before this loop."""
+        preempted = self.checkpoints.preempted(step)
+        return self.stop_request.anywhere() or preempted
 
     def stop(self, state: TrainState, step: int) -> NoReturn:
         """Save what is not saved yet, wait until it is on disk, and end."""
@@ -236,6 +247,7 @@ class Trainer:
         record["step_s"] = time.perf_counter() - started
         record["other_s"] = record["step_s"] - sum(self.seconds[phase] for phase in PHASES if phase != "save_s")
         self.log(step, record)
+        self.measured = record
         if step % config.checkpoint.every == 0 or last:
             self.save(state, step)
         return state
@@ -243,7 +255,7 @@ class Trainer:
     def save(self, state: TrainState, step: int) -> None:
         meta = {"step": step, "cursor": self.totals.samples, "seed": self.config.seed, "totals": asdict(self.totals)}
         with self.timed("save_s"):
-            self.checkpoints.save(step, state, meta | {"config": asdict(self.config)})
+            self.checkpoints.save(step, state, meta | {"config": asdict(self.config)}, self.measured)
 
     def update(self, state: TrainState, sequences: list[list[Sequence]]) -> tuple[TrainState, dict]:
         """Score the batch under the reference and, where the update cannot know it, the old policy; then update minibatch by

@@ -96,7 +96,7 @@ class Progress:
         if self.status:
             self.status.stop()
 
-    def end(self, records: list[dict]) -> None:
+    def end(self, records: list[dict], best_checkpoint: tuple[int, float] | None) -> None:
         table = Table(title="result", title_justify="left", show_header=False)
         tested = [r for r in records if r.get("test_loss") is not None]
         if tested:
@@ -117,6 +117,9 @@ class Progress:
         run = self.run.path
         self.say(f"curve     {self.run.plots / 'learning_curve.png'}")
         self.say(f"metrics   {self.run.metrics.path}")
+        if best_checkpoint:
+            step, value = best_checkpoint
+            self.say(f"best      {self.run.checkpoints / str(step)}, {self.job.config.checkpoint.metric} {value:.4g}")
         self.say("next")
         called = sys.argv[0]  # .venv/bin/jaxgrpo, where nobody activated the environment
         jaxgrpo = os.path.relpath(called) if os.path.basename(called) == "jaxgrpo" else "jaxgrpo"

@@ -1,6 +1,8 @@
 """Jobs of several processes: the same as one process, stopped, killed, and started wrongly. Real processes over gloo."""
 
+import json
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -11,7 +13,8 @@ import pytest
 
 from jaxgrpo.train.checkpoint import read_checkpoint
 from tests.pods.pods import TENSOR, Pod
-from tests.run.commands import CONFIG, ROOT, SHORT, eval_files, untimed_metrics
+from tests.run.commands import CONFIG, ROOT, SHORT, eval_files, untimed, untimed_metrics
+from tests.storage.fake_gcs import serving
 
 CASES = [(victim, phase) for victim in (1, 0) for phase in ("rollout", "update", "save", "eval")]
 
@@ -97,16 +100,62 @@ def test_a_job_that_is_asked_to_stop_saves_and_goes_on(whole_pod, env, tmp_path)
     assert_same_run(pod.run_dir, whole_pod)
 
 
-def processes(folder, env, per_process: list[list[str]], timeout: float = 75) -> list[tuple[int, str]]:
-    """Start `jaxgrpo train` once for each list of overrides; (exit code, output) of each, all within `timeout` seconds."""
+@pytest.mark.slow
+@pytest.mark.timeout(500)
+def test_a_host_that_is_asked_to_end_before_training_begins_ends_the_job_after_its_first_step(whole_pod, env, tmp_path):
+    """JAX's preemption service tells the others, the launcher starts the job again."""
+    pod = Pod(2, tmp_path, env)
+    pod.fail_once(1, "preempt", step=0)
+    assert pod.run() == 0, pod.output()
+    assert "starting again (1 of 3)" in pod.said and "going on after step 1" in pod.said, pod.said
+    assert "asked to stop (SIGTERM): step 1 of 6 is saved" in pod.said
+    assert_same_run(pod.run_dir, whole_pod)
+
+
+def test_a_full_disk_ends_all_hosts_with_one_message(whole_pod, env, tmp_path, small_disk):
+    """6 steps are there; the checkpoint of step 8 finds no room. Started again by hand it would meet the same."""
+    shutil.copytree(whole_pod, small_disk / "run")
+    (small_disk / "ballast").write_bytes(bytes(shutil.disk_usage(small_disk).free - 500_000))
+    pod = Pod(2, tmp_path, env, (f"run_dir={small_disk}/run", "train.steps=8"))
+    assert pod.run() == 1, pod.said
+    assert re.search(r"checkpoint of step 8 in .* needs 1\.\d MiB, the disk has 0\.\d MiB left: make room", pod.output())
+    assert "is lost (exit code 1)" in pod.said and "starting again" not in pod.said
+    assert sorted(path.name for path in (small_disk / "run" / "checkpoints").iterdir()) == ["4", "6"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(500)
+def test_a_job_on_gs_whose_worker_is_killed_goes_on_and_ends_as_one_on_a_local_disk(whole_pod, env, tmp_path):
+    with serving("bucket") as (store, variables):
+        pod = Pod(2, tmp_path, env | variables, ("run_dir=gs://bucket/run",))
+        pod.fail_once(1, "update", step=4)
+        assert pod.run() == 0, pod.said + pod.output()
+        assert "starting again (1 of 3)" in pod.said and "going on after step 2" in pod.said, pod.said
+        objects = {name.removeprefix("run/"): data for name, (data, _) in store.buckets["bucket"].items()}
+    lines = [json.loads(line) for line in objects["metrics.jsonl"].splitlines()]
+    assert [untimed(line) for line in lines] == untimed_metrics(whole_pod)
+    for name, text in eval_files(whole_pod).items():
+        assert objects[f"eval/{name}"].decode() == text
+    for name, data in objects.items():
+        path = tmp_path / "copy" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    mine, theirs = parameters(tmp_path / "copy"), parameters(whole_pod)
+    for name in theirs:
+        np.testing.assert_array_equal(mine[name], theirs[name], err_msg=name)
+
+
+def processes(folder, env, per_process: list[list[str]], places=(ROOT, ROOT), timeout: float = 75) -> list[tuple[int, str]]:
+    """Start `jaxgrpo train` once for each list of overrides, in its place with the code that lies there if any does; (exit
+    code, output) of each, all within `timeout` seconds."""
     command = [sys.executable, "-u", "-m", "jaxgrpo.cli", "train", CONFIG, *SHORT, TENSOR]
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
     started = [
         subprocess.Popen(
             [*command, f"run_dir={folder}/run", *overrides],
-            env=env | flags, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env=env | flags, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
-        for overrides in per_process
+        for overrides, place in zip(per_process, places, strict=False)
     ]  # fmt: skip
     deadline = time.monotonic() + timeout
     try:
@@ -145,6 +194,27 @@ def test_hosts_of_different_configs_end_with_what_differs(env, tmp_path):
     for code, output in ended:
         assert code == 1
         assert "host 1 differs from host 0 (optim.lr: 0.001 there, 0.0004 on host 0)" in output, output
+
+
+def test_hosts_of_different_code_end_with_what_differs(env, tmp_path):
+    other, port = tmp_path / "other", free_port()
+    for package in ("jaxgrpo", "eval", "scaling"):
+        shutil.copytree(ROOT / package, other / package, ignore=shutil.ignore_patterns("__pycache__"))
+    with open(other / "jaxgrpo" / "errors.py", "a") as changed:
+        changed.write("# a line more\n")
+    for code, output in processes(tmp_path, env, [hosts(2, 0, port), hosts(2, 1, port)], (ROOT, other)):
+        assert code == 1
+        assert re.search(r"host 1 differs from host 0 \(the code of jaxgrpo: \w+ there, \w+ on host 0\)", output), output
+
+
+def test_a_run_directory_that_is_not_shared_is_told(env, tmp_path):
+    """The same relative path, in another folder of each host."""
+    port, places = free_port(), (tmp_path / "a", tmp_path / "b")
+    for place in places:
+        place.mkdir()
+    for code, output in processes(tmp_path, env, [hosts(2, i, port, "run_dir=run") for i in range(2)], places):
+        assert code == 1
+        assert "jaxgrpo: run_dir=run of host 0 is not seen by host 1" in output, output
 
 
 def test_a_host_that_fails_ends_the_others_with_its_reason(whole_pod, env, tmp_path):

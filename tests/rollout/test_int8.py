@@ -24,7 +24,7 @@ from tests.model.tiny_hf_model import write_tiny_model
 MATRICES = {"q_w", "k_w", "v_w", "o_w", "gate_w", "up_w", "down_w"}
 
 
-def dequantised(weights: dict) -> dict:
+def dequantised(weights: dict, config) -> dict:
     """The trainer's stacked float32 parameters that a rollout layout stands for, written with NumPy."""
 
     def whole(name, value):
@@ -35,7 +35,7 @@ def dequantised(weights: dict) -> dict:
 
     flat = {name: whole(name, value) for name, value in weights.items() if name != "layers"}
     stacked = {f"layers.{n}": np.stack([whole(n, layer[n]) for layer in weights["layers"]]) for n in weights["layers"][0]}
-    return flat | stacked
+    return flat | {spec.name: stacked[spec.name].reshape(spec.shape) for spec in parameter_table(config) if spec.stacked}
 
 
 @pytest.mark.parametrize("shape, axes", [((64, 4, 16), (0,)), ((4, 16, 64), (0, 1)), ((2, 96, 64), (1,)), ((3, 5, 16), -1)])
@@ -80,7 +80,7 @@ def test_matrices_are_stored_in_int8_and_all_else_in_the_compute_dtype(tmp_path,
 
 def test_dequantised_weights_are_off_by_half_a_step_of_their_output_channel(model):
     _, weights = engine_of(model, **INT8)
-    stood_for = dequantised(weights)
+    stood_for = dequantised(weights, model.config)
     for spec in parameter_table(model.config):
         exact = np.asarray(model.params[spec.name])
         inputs = (1,) if spec.name == "embed" else tuple(range(1, 1 + spec.inputs))
@@ -90,7 +90,7 @@ def test_dequantised_weights_are_off_by_half_a_step_of_their_output_channel(mode
 
 def test_the_sampler_with_int8_weights_is_the_trainer_with_the_weights_these_stand_for(model):
     engine, weights = engine_of(model, weights="int8")
-    trainer = Qwen2(model.config, dequantised(weights))
+    trainer = Qwen2(model.config, dequantised(weights, model.config))
     assert np.abs(differences(trainer, engine, weights, samples=2)).max() <= 1e-4
 
 

@@ -40,8 +40,11 @@ def jaxgrpo(*arguments: str, env: dict, timeout: float = 300) -> subprocess.Comp
 
 def untimed_metrics(run_dir: Path) -> list[dict]:
     """metrics.jsonl without the keys that may differ between runs of one seed."""
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if not is_timing_key(k)} for line in lines]
+    return [untimed(json.loads(line)) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def untimed(record: dict) -> dict:
+    return {key: value for key, value in record.items() if not is_timing_key(key)}
 
 
 def eval_files(run_dir: Path) -> dict[str, str]:

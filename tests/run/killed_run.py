@@ -117,7 +117,22 @@ def arm_error() -> None:
     Engine.decode_chunk = decode_chunk
 
 
-{"error": arm_error, "rollout": arm_rollout, "update": arm_update, "save": arm_save, "eval": arm_eval}[phase]()
+def arm_preempt() -> None:
+    """Be asked to end before training has begun, while only JAX's preemption service listens."""
+    from jaxgrpo.train.loop import Trainer
+
+    start = Trainer.start
+
+    def start_and_be_asked(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return start(self)
+
+    Trainer.start = start_and_be_asked
+
+
+{"error": arm_error, "preempt": arm_preempt, "rollout": arm_rollout, "update": arm_update, "save": arm_save, "eval": arm_eval}[
+    phase
+]()
 
 from jaxgrpo.cli import main  # noqa: E402
 

@@ -193,17 +193,6 @@ def test_a_failing_write_at_save_is_one_message_and_the_run_resumes(env, whole_r
     assert untimed_metrics(run_dir) == untimed_metrics(whole_run)
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 6 MiB."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(path)], capture_output=True).returncode:
-        pytest.skip("mounting a small file system needs root")
-    yield path
-    subprocess.run(["umount", "--lazy", str(path)], check=True)
-
-
 def test_a_full_disk_at_save_is_one_message_and_the_run_resumes(env, whole_run, small_disk):
     run_dir = small_disk / "run"
     arguments = ["train", CONFIG, *SHORT, f"run_dir={run_dir}"]
