@@ -4,9 +4,10 @@ Chunk by chunk, one pass computes the logits, the log-probabilities and entropie
 gradients of the states and of the output matrix: the logits are gone before the next chunk, nothing is computed twice, and the
 backward pass only scales. Only states that predict a response token are multiplied; the number of chunks is data.
 
-One device works on its own row, with the output matrix gathered over fsdp; the vocabulary may be sharded over `tensor`.
+The devices of one row work on it together, each with its part of the vocabulary (`tensor`) and that part's matrix gathered over
+fsdp: they exchange a chunk's sums and the gradient of its states, never logits.
 
-Shapes: B rows, one of each device; T tokens of a row, C predictions of a row, c of a chunk, D embed, V vocab.
+Shapes: B rows; T tokens of a row, C predictions of a row, c of a chunk, D embed, V vocab, or a device's part of it.
 """
 
 from collections.abc import Callable
@@ -81,38 +82,32 @@ prediction_loss.defvjp(_loss_forward, _loss_backward)
 
 def _run(head: Head, token_loss, differentiate: bool, x_BTD, matrix, predictions: Predictions, inputs):
     """((loss, logp_BC, entropy_BC, sums), (dx_BTD, dmatrix) or None): every device's chunks, inside shard_map."""
-    mesh = head.mesh
-    manual = frozenset(BATCH)
-    # XLA refuses a reduction over axes of size 1 where another axis of the mesh is its own to partition.
-    batch = tuple(axis for axis in BATCH if mesh.shape[axis] > 1)
-    whole = partition_spec(head.axes, matrix.shape, mesh)
-    matrix_spec = P(*(axis if axis == "fsdp" else None for axis in whole))
+    matrix_spec = partition_spec(head.axes, matrix.shape, head.mesh)
     split = tuple(matrix_spec).index("fsdp") if "fsdp" in tuple(matrix_spec) else None
+    parts = "tensor" if "tensor" in tuple(matrix_spec) else None
 
     def local(x_1TD, matrix, predictions, inputs):
         matrix = matrix.astype(head.dtype)
         if split is not None:
             matrix = jax.lax.all_gather(matrix, "fsdp", axis=split, tiled=True)
         row = lambda tree: jax.tree.map(lambda a: a[0], tree)  # noqa: E731
-        count = predictions.count[0]
-        most = jax.lax.pmax(count, batch) if batch else count
-        results, gradients = _chunks(head, token_loss, differentiate, x_1TD[0], matrix, row(predictions), most, row(inputs))
+        most = jax.lax.pmax(predictions.count[0], BATCH)
+        operands = x_1TD[0], matrix, row(predictions), most, row(inputs)
+        results, gradients = _chunks(head, token_loss, differentiate, parts, *operands)
         loss, logp_C, entropy_C, sums = results
-        loss, sums = jax.lax.psum((loss, sums), batch) if batch else (loss, sums)
+        loss, sums = jax.lax.psum((loss, sums), BATCH)
         if differentiate:
             dx_TD, dmatrix = gradients
             if split is not None:
                 dmatrix = jax.lax.psum_scatter(dmatrix, "fsdp", scatter_dimension=split, tiled=True)
-            rest = tuple(axis for axis in batch if axis != "fsdp" or split is None)
-            dmatrix = jax.lax.psum(dmatrix, rest) if rest else dmatrix
+            dmatrix = jax.lax.psum(dmatrix, BATCH if split is None else "data")
             gradients = dx_TD[None], dmatrix
         return (loss, logp_C[None], entropy_C[None], sums), gradients
 
     rows = lambda tree: jax.tree.map(lambda a: P(BATCH), tree)  # noqa: E731
     run = jax.shard_map(
         local,
-        mesh=mesh,
-        axis_names=manual,
+        mesh=head.mesh,
         in_specs=(P(BATCH), matrix_spec, rows(predictions), rows(inputs)),
         out_specs=((P(), P(BATCH), P(BATCH), P()), (P(BATCH), matrix_spec) if differentiate else None),
         check_vma=False,
@@ -120,8 +115,11 @@ def _run(head: Head, token_loss, differentiate: bool, x_BTD, matrix, predictions
     return run(x_BTD, matrix, predictions, inputs)
 
 
-def _chunks(head: Head, token_loss, differentiate: bool, x_TD, matrix, predictions: Predictions, most, inputs):
-    """One row: a loop over its chunks, as many as the row with the `most` predictions needs."""
+def _chunks(head: Head, token_loss, differentiate: bool, parts, x_TD, matrix, predictions: Predictions, most, inputs):
+    """One row: a loop over its chunks, as many as the row with the `most` predictions needs. `parts`: the mesh axis over which
+    the vocabulary is spread, or None where the device has all of it."""
+    added = lambda tree: jax.lax.psum(tree, parts) if parts else tree  # noqa: E731
+    first = jax.lax.axis_index(parts) * matrix.shape[0 if head.tied else 1] if parts else 0
     T, D = x_TD.shape
     C = len(predictions.source)
     c = min(head.chunk, C)
@@ -142,12 +140,19 @@ def _chunks(head: Head, token_loss, differentiate: bool, x_TD, matrix, predictio
         x_cD = x_TD.at[source_c].get(mode="fill", fill_value=0)
         logits_cV = jnp.einsum(forward, x_cD, matrix, preferred_element_type=jnp.float32) * (1.0 / head.temperature)
         largest_c1 = jnp.max(logits_cV, axis=-1, keepdims=True)
+        largest_c1 = jax.lax.pmax(largest_c1, parts) if parts else largest_c1
         weights_cV = jnp.exp(logits_cV - largest_c1)
-        sum_c1 = weights_cV.sum(axis=-1, keepdims=True)
+        chosen_cV = first + jax.lax.broadcasted_iota(jnp.int32, logits_cV.shape, 1) == target_c[:, None]
+        sum_c1, logit_c, weighted_c = added(
+            (
+                weights_cV.sum(axis=-1, keepdims=True),
+                jnp.sum(jnp.where(chosen_cV, logits_cV, 0.0), axis=-1),
+                jnp.sum(weights_cV * logits_cV, axis=-1),
+            )
+        )
         logz_c1 = largest_c1 + jnp.log(sum_c1)
-        chosen_cV = jax.lax.broadcasted_iota(jnp.int32, logits_cV.shape, 1) == target_c[:, None]
-        logp_c = jnp.sum(jnp.where(chosen_cV, logits_cV, 0.0), axis=-1) - logz_c1[:, 0]
-        entropy_c = logz_c1[:, 0] - jnp.sum(weights_cV * logits_cV, axis=-1) / sum_c1[:, 0]
+        logp_c = logit_c - logz_c1[:, 0]
+        entropy_c = logz_c1[:, 0] - weighted_c / sum_c1[:, 0]
         valid_c = source_c < T
         logp_c, entropy_c = jnp.where(valid_c, logp_c, 0.0), jnp.where(valid_c, entropy_c, 0.0)
         write = lambda array, value: jax.lax.dynamic_update_slice_in_dim(array, value, index * c, 0)  # noqa: E731
@@ -160,7 +165,7 @@ def _chunks(head: Head, token_loss, differentiate: bool, x_TD, matrix, predictio
         if differentiate:
             slope_c1 = jnp.where(valid_c, dlogp_c, 0.0)[:, None] * (1.0 / head.temperature)
             dlogits_cV = (slope_c1 * (chosen_cV - weights_cV / sum_c1)).astype(head.dtype)
-            dx_cD = jnp.einsum(to_states, dlogits_cV, matrix, preferred_element_type=jnp.float32)
+            dx_cD = added(jnp.einsum(to_states, dlogits_cV, matrix, preferred_element_type=jnp.float32))
             dx_CD = write(dx_CD, dx_cD.astype(dx_CD.dtype))
             operands = (dlogits_cV, x_cD) if head.tied else (x_cD, dlogits_cV)
             dmatrix = dmatrix + jnp.einsum(to_matrix, *operands, preferred_element_type=jnp.float32)

@@ -127,9 +127,14 @@ def rollout_residents(programs: dict[str, dict]) -> dict[str, int]:
     return {"weights": weights, "slots": programs["decode"]["arguments"] - weights, "prefix": programs["prefill"]["outputs"]}
 
 
-def rollout_peak(programs: dict[str, dict], held: dict[str, int]) -> int:
-    """The most that a chip holds in a rollout: training's state, everything resident, and what the hungriest program needs."""
+def rollout_temporaries(programs: dict[str, dict]) -> int:
+    """What a rollout holds besides weights and slots: one prefix, and what the hungriest program needs."""
     own = [p["temporaries"] + p["outputs"] - p["aliased"] for kind, p in programs.items() if kind != "prefill"]
-    own.append(programs["prefill"]["temporaries"])
+    return programs["prefill"]["outputs"] + max(*own, programs["prefill"]["temporaries"])
+
+
+def rollout_peak(programs: dict[str, dict], held: dict[str, int]) -> int:
+    """The most that a chip holds in a rollout: training's state, the sampler's weights, the slots, and the temporaries."""
+    residents = rollout_residents(programs)
     state = sum(held[kind] for kind in ("parameters", "optimiser", "reference"))
-    return state + sum(rollout_residents(programs).values()) + max(own)
+    return state + residents["weights"] + residents["slots"] + rollout_temporaries(programs)

@@ -1,8 +1,8 @@
 """Bytes per chip of a run, worked out without a compiler: what lives through it exactly, what programs need besides by a model.
 
-The model of the temporaries was fitted to the compiler's figures in benchmarks/ (tpu_training_programs.md, plan_tpu.json,
-tpu_rollout_programs.md), for layers that are rematerialised and bfloat16 compute. How far it is off there: update at most 10 %,
-reference's pass 32 %, prefill 45 %. Fitted to the first file alone, it was off by at most 17 % for the updates of the second.
+The model of the temporaries was fitted to the compiler's figures in benchmarks/ (tpu_training_programs.md,
+tpu_rollout_programs.md), for layers that are rematerialised and bfloat16 compute. How far it is off there: update at most 15 %,
+the reference's pass 16 %, rollout 15 %; plan_tpu.json has what the compiler said of plans that were made afterwards.
 `jaxgrpo plan` prints the compiler's own figures beside it where it is installed.
 """
 
@@ -38,33 +38,57 @@ def resolved(config: Config, model: ModelConfig, topology: Topology) -> Config:
     return resolve_sizes(config, model, topology.chips, topology.memory, topology.hosts)
 
 
-def memory(config: Config, model: ModelConfig) -> Memory:
+def memory(config: Config, model: ModelConfig, topology: Topology) -> Memory:
     """Of a resolved config."""
     table = memory_table(config, model)
-    return Memory(table, temporaries(config, model, table["gradients"]))
+    return Memory(
+        table,
+        {
+            "update": _update_temporaries(config, model, table["gradients"]),
+            "score": _score_temporaries(config, model, topology),
+            "rollout": _rollout_temporaries(config, model, topology),
+        },
+    )
 
 
-def temporaries(config: Config, model: ModelConfig, gradients: int) -> dict[str, int]:
-    """Bytes per chip that the largest program of each phase needs besides its arguments.
-
-    Update: the gradients of a micro-batch and their sum with what the optimiser makes of them, every layer's input, the output
-    matrix's gradient before it is spread over fsdp. Reference: states and weights of one layer, logits of one chunk. Rollout:
-    those of the largest prefill, and its prefix, which holds the cache of four prompts.
-    """
-    rows, tensor = config.train.row_tokens, config.mesh.tensor
-    itemsize = jnp.dtype(config.train.dtype).itemsize
-    states = rows * model.embed
-    inputs = model.layers * states * itemsize * _saved_states(config.train.remat, model, tensor)
+def _update_temporaries(config: Config, model: ModelConfig, gradients: int) -> int:
+    """The gradients of a micro-batch and their sum with what the optimiser makes of them, every layer's input, and the output
+    matrix's gradient before it is spread over fsdp."""
+    tensor = config.mesh.tensor
+    states = config.train.row_tokens * model.embed * jnp.dtype(config.train.dtype).itemsize
+    inputs = model.layers * states * _saved_states(config.train.remat, model, tensor)
     head = model.vocab * model.embed * 4 / tensor
+    return int(3.23 * gradients + 1.28 * inputs + 3.96 * head)
+
+
+def _score_temporaries(config: Config, model: ModelConfig, topology: Topology) -> int:
+    """The output matrix gathered over fsdp, the logits of one chunk, and a row's states in float32 twice.
+
+    Three matrices where the gathered parts fill no whole tiles, or are too many: the compiler then gathers by a sum."""
+    fsdp, tensor = config.mesh.fsdp, config.mesh.tensor
+    head = model.vocab * model.embed * 2 / tensor
     chunk = config.train.logit_chunk * model.vocab * 4 / tensor
-    layer = (count_parameters(model)["total"] - (1 if model.tied else 2) * model.vocab * model.embed) / model.layers / tensor
-    prefill = config.rollout.prefill_tokens
-    prefix = prefill * cache_bytes_per_slot(config, model) // (config.data.max_prompt_tokens + config.rollout.max_new_tokens)
-    return {
-        "update": int(3.23 * gradients + 1.28 * inputs + 3.96 * head),
-        "score": int(1.46 * chunk + 13.4 * states * 4 + 1.18 * layer * 2),
-        "rollout": int(4.47 * prefill * model.embed * 4 + 1.7 * prefix),
-    }
+    summed = topology.chip.name == "v5p" and fsdp >= 64
+    copies = 3 if summed or (model.tied and model.embed // fsdp % 128) else 1
+    return int((copies + 2 / fsdp) * head + chunk + 2 * config.train.row_tokens * model.embed * 4)
+
+
+def _rollout_temporaries(config: Config, model: ModelConfig, topology: Topology) -> int:
+    """One prefix, and the largest of three. Prefill: its states in float32 twice, the prefix again where the replicas of a host
+    exchange their parts of it, and a layer's weights where they are int8. Decoding: the logits of all slots twice. Cutting the
+    cache: the smaller copy of a layer, two thirds."""
+    c, tensor = config.rollout, config.rollout.tensor
+    replicas = max(1, min(topology.chips, topology.chip.per_host) // tensor)
+    slots = c.slots * tensor // topology.chips
+    longest = config.data.max_prompt_tokens + c.max_new_tokens
+    prefix = c.prefill_tokens * cache_bytes_per_slot(config, model) // longest
+    embedding = (1 if model.tied else 2) * model.vocab * model.embed
+    layer = 2 * (count_parameters(model)["total"] - embedding) / model.layers / tensor
+    prefill = 2.1 * c.prefill_tokens * model.embed * 4 / replicas
+    prefill += prefix * (replicas > 1) + layer * (c.weights == "int8")
+    decode = 2.1 * slots * model.vocab * 4
+    cut = 2 / 3 * slots * cache_bytes_per_slot(config, model) / model.layers
+    return int(prefix + max(prefill, decode, cut))
 
 
 def _saved_states(remat: str, model: ModelConfig, tensor: int) -> float:

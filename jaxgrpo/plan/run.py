@@ -64,7 +64,7 @@ class Plan:
 def make_plan(config: Config, model: ModelConfig, topology: Topology, assumptions: Assumptions) -> Plan:
     """ConfigError or MeshError where the sizes do not go together or state and weights alone exceed a chip."""
     config = resolved(config, model, topology)
-    return Plan(config, model, topology, memory(config, model), phase_seconds(config, model, topology, assumptions))
+    return Plan(config, model, topology, memory(config, model, topology), phase_seconds(config, model, topology, assumptions))
 
 
 def suggest(config: Config, model: ModelConfig, topology: Topology, assumptions: Assumptions) -> list[Plan]:
@@ -133,16 +133,16 @@ def run_plan(path: str, overrides: list[str], topology: str, options) -> None:
             plan = make_plan(config, model, place, assumptions)
         except ConfigError as error:
             raise DoesNotFit(f"{error} " + _no_fit(config, model, place, assumptions)) from None
-    measured = {}
+    measured = CompilerFigures({}, {})
     if place.chip.is_tpu and compiled.is_available() and not options.no_compile:
         say("compiling for this slice, some minutes (--no-compile does without) ...")
-        measured = compiler_peaks(plan)
+        measured = compiler_figures(plan)
     elif place.chip.is_tpu and not options.no_compile:
         say("the TPU compiler is not installed (EXTRAS=jetstream,test,tpu bash launch/test.sh): figures by model only")
     say(_described(plan, measured, assumptions))
     if options.json:
         write_whole(Path(options.json), json.dumps(as_json(plan, measured, assumptions), indent=2) + "\n")
-    peaks = {phase: plan.memory.peak(phase) for phase in PHASES} | measured
+    peaks = {phase: plan.memory.peak(phase) for phase in PHASES} | measured.peaks
     if max(peaks.values()) > place.memory:
         worst = max(peaks, key=peaks.get)
         raise DoesNotFit(
@@ -152,8 +152,17 @@ def run_plan(path: str, overrides: list[str], topology: str, options) -> None:
     say(f"\nfits      in {place.chip.memory_gib:g} GiB a chip, with {(place.memory - max(peaks.values())) / GIB:.2f} to spare")
 
 
-def compiler_peaks(plan: Plan) -> dict[str, int]:
-    """Bytes per chip at the worst moment of each phase, as the compiler's memory analysis has it."""
+@dataclass(frozen=True)
+class CompilerFigures:
+    """Bytes per chip as the compiler's memory analysis has them: at the worst moment of each phase, and as `Memory` has them
+    the temporaries. Empty where no compiler was asked."""
+
+    peaks: dict[str, int]
+    temporaries: dict[str, int]
+
+
+def compiler_figures(plan: Plan) -> CompilerFigures:
+    """Compile the programs of every phase."""
     held = plan.memory.table
     chip = plan.topology.chip.name
     programs = {
@@ -162,10 +171,12 @@ def compiler_peaks(plan: Plan) -> dict[str, int]:
     }
     per_host = min(plan.topology.chip.per_host, plan.topology.chips)
     engine = compiled.rollout_engine(plan.config, plan.model, chip, HOST_SLICE[chip], per_host)
-    rollout = compiled.rollout_peak(compiled.largest_rollout_programs(engine), held)
+    rollout = compiled.largest_rollout_programs(engine)
     sync = compiled.bytes_of(*compiled.handover_program(plan.config, plan.model, chip, plan.topology.shape))
     sync_peak = compiled.program_bytes(sync) + held["optimiser"] + held["reference"]
-    return compiled.training_peaks(programs, held) | {"rollout": rollout, "sync": sync_peak}
+    peaks = compiled.training_peaks(programs, held) | {"rollout": compiled.rollout_peak(rollout, held), "sync": sync_peak}
+    temporaries = {name: program["temporaries"] for name, program in programs.items()}
+    return CompilerFigures(peaks, temporaries | {"rollout": compiled.rollout_temporaries(rollout)})
 
 
 def _no_fit(config: Config, model: ModelConfig, topology: Topology, assumptions: Assumptions) -> str:
@@ -187,7 +198,7 @@ def _suggestions(plans: list[Plan], a: Assumptions) -> str:
     return table(["mesh", "train.row_tokens", "s/step", "tokens/s", "GiB a chip"], rows)
 
 
-def _described(plan: Plan, measured: dict[str, int], a: Assumptions) -> str:
+def _described(plan: Plan, measured: CompilerFigures, a: Assumptions) -> str:
     c, place = plan.config, plan.topology
     replicas = place.chips // c.rollout.tensor
     lines = [
@@ -199,7 +210,7 @@ def _described(plan: Plan, measured: dict[str, int], a: Assumptions) -> str:
     ]
     rows = []
     for phase in PHASES:
-        compiler = f"{measured[phase] / GIB:.2f}" if phase in measured else "-"
+        compiler = f"{measured.peaks[phase] / GIB:.2f}" if phase in measured.peaks else "-"
         rows.append(
             [
                 phase,
@@ -209,8 +220,8 @@ def _described(plan: Plan, measured: dict[str, int], a: Assumptions) -> str:
                 f"{place.chip.memory_gib:g}",
             ]
         )
-    if "sync" in measured:  # the sampler's weights are made beside the trainer's
-        rows.append(["sync", "-", "-", f"{measured['sync'] / GIB:.2f}", f"{place.chip.memory_gib:g}"])
+    if "sync" in measured.peaks:  # the sampler's weights are made beside the trainer's
+        rows.append(["sync", "-", "-", f"{measured.peaks['sync'] / GIB:.2f}", f"{place.chip.memory_gib:g}"])
     lines += [table(["phase", "temporaries", "peak, by model", "peak, by the compiler", "of GiB"], rows), ""]
     rows = [[phase, f"{s:.1f}", f"{s / plan.step_s:.0%}"] for phase, s in plan.seconds.items()]
     lines += [table(["phase", "seconds", "share"], rows), ""]
@@ -228,7 +239,7 @@ def _described(plan: Plan, measured: dict[str, int], a: Assumptions) -> str:
     return "\n".join(lines)
 
 
-def as_json(plan: Plan, measured: dict[str, int], a: Assumptions) -> dict:
+def as_json(plan: Plan, measured: CompilerFigures, a: Assumptions) -> dict:
     """What is printed, unrounded."""
     return {
         "topology": plan.topology.name,
@@ -238,7 +249,8 @@ def as_json(plan: Plan, measured: dict[str, int], a: Assumptions) -> dict:
         "bytes_per_chip": plan.memory.table,
         "temporaries": plan.memory.temporaries,
         "peaks": {phase: plan.memory.peak(phase) for phase in PHASES},
-        "compiler_peaks": measured,
+        "compiler_peaks": measured.peaks,
+        "compiler_temporaries": measured.temporaries,
         "memory": plan.topology.memory,
         "seconds": plan.seconds,
         "step_s": plan.step_s,

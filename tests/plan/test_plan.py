@@ -48,10 +48,10 @@ def test_topologies_that_do_not_exist_are_refused(name, message):
         parse_topology(name)
 
 
-def training_table() -> list[dict]:
-    """The rows of benchmarks/tpu_training_programs.md, which the TPU compiler gave."""
+def compiled_table(name: str) -> list[dict]:
+    """The rows of a table in benchmarks/, which the TPU compiler gave."""
     heads, rows = None, []
-    for line in (ROOT / "benchmarks" / "tpu_training_programs.md").read_text().splitlines():
+    for line in (ROOT / "benchmarks" / name).read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if line.startswith("| model"):
             heads = cells
@@ -60,28 +60,45 @@ def training_table() -> list[dict]:
     return rows
 
 
-@pytest.mark.parametrize("row", training_table(), ids=lambda row: f"{row['model']}-{row['slice']}")
-def test_the_model_of_memory_agrees_with_the_compiler(row):
-    """State within a rounding of the table's two decimals; the update's temporaries within 25 %, the reference's pass 35 %."""
+@pytest.mark.parametrize("row", compiled_table("tpu_training_programs.md"), ids=lambda row: f"{row['model']}-{row['slice']}")
+def test_the_model_of_memory_agrees_with_the_compiler_on_training(row):
+    """State within a rounding of the table's two decimals, temporaries within 25 %."""
     chip, shape = row["slice"].split()
     _, tensor = map(int, row["fsdp x tensor"].split(" x "))
     topology, model = parse_topology(f"{chip}:{shape}"), model_of(row["model"].lower())
     changes = {"mesh.tensor": tensor, "train.row_tokens": int(row["row"].replace(",", ""))}
     config = resolve_sizes(replace(Config(), changes), model, topology.chips, topology.memory)
-    found = memory(config, model)
+    found = memory(config, model, topology)
     for kind, column in (("parameters", "parameters"), ("optimiser", "moments"), ("reference", "reference")):
         assert found.table[kind] / GIB == pytest.approx(float(row[column]), abs=0.0051), kind
     assert found.temporaries["update"] / GIB == pytest.approx(float(row["update temp."]), rel=0.25)
-    assert found.temporaries["score"] / GIB == pytest.approx(float(row["score temp."]), rel=0.35)
+    assert found.temporaries["score"] / GIB == pytest.approx(float(row["score temp."]), rel=0.25)
     assert found.peak("update") / GIB == pytest.approx(float(row["update"]), rel=0.25)
+
+
+@pytest.mark.parametrize(
+    "row", compiled_table("tpu_rollout_programs.md"), ids=lambda row: f"{row['model']}-{row['slice']}".replace(" ", "-")
+)
+def test_the_model_of_memory_agrees_with_the_compiler_on_rollouts(row):
+    """Weights and slots within a rounding of the table's two decimals and the slots' few counters, temporaries within 25 %."""
+    size, *weights = row["model"].split()
+    chip, shape = row["slice"].split()
+    topology, model = parse_topology(f"{chip}:{shape}"), model_of(size.lower())
+    changes = {"rollout.weights": weights[0] if weights else ""}
+    config = resolve_sizes(replace(Config(), changes), model, topology.chips, topology.memory)
+    found = memory(config, model, topology)
+    assert found.table["rollout weights"] / GIB == pytest.approx(float(row["weights"]), rel=0.01, abs=0.0051)
+    assert found.table["KV cache"] / GIB == pytest.approx(float(row["slots' cache"]), rel=0.01, abs=0.0051)
+    temporaries = float(row["peak"]) - sum(float(row[column]) for column in ("training state", "weights", "slots' cache"))
+    assert found.temporaries["rollout"] / GIB == pytest.approx(temporaries, rel=0.25)
 
 
 @pytest.mark.parametrize(
     "row", json.loads((ROOT / "benchmarks" / "plan_tpu.json").read_text()), ids=lambda row: row["topology"]
 )
 def test_the_peaks_of_suggested_plans_agree_with_the_compiler(row):
-    """What `jaxgrpo plan --suggest` came to for each size, and what the compiler said of it: every phase fits, and the model of
-    memory gives its peak within 15 %."""
+    """What `jaxgrpo plan --suggest` came to for each size, and what the compiler said of it: every phase fits; the model of
+    memory gives temporaries within 25 % and peaks within 15 %."""
     changes = {f"mesh.{axis}": size for axis, size in row["mesh"].items()} | {"train.row_tokens": row["row_tokens"]}
     model, topology = model_of(row["size"]), parse_topology(row["topology"])
     config = load_config(str(ROOT / "configs" / f"qwen2.5-{row['size']}.yaml"))

@@ -217,6 +217,7 @@ def test_a_run_directory_that_is_not_shared_is_told(env, tmp_path):
         assert "jaxgrpo: run_dir=run of host 0 is not seen by host 1" in output, output
 
 
+@pytest.mark.slow
 def test_a_host_that_fails_ends_the_others_with_its_reason(whole_pod, env, tmp_path):
     pod = Pod(2, tmp_path, env)
     pod.fail_once(1, "error", step=2)

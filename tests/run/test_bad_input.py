@@ -193,6 +193,7 @@ def test_a_failing_write_at_save_is_one_message_and_the_run_resumes(env, whole_r
     assert untimed_metrics(run_dir) == untimed_metrics(whole_run)
 
 
+@pytest.mark.slow  # tests/pods has the same on two hosts
 def test_a_full_disk_at_save_is_one_message_and_the_run_resumes(env, whole_run, small_disk):
     run_dir = small_disk / "run"
     arguments = ["train", CONFIG, *SHORT, f"run_dir={run_dir}"]

@@ -89,6 +89,7 @@ def test_a_run_on_gs_is_that_of_a_local_disk_and_goes_on_evaluates_and_exports(g
     assert (out / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_in_the_middle_of_a_save_goes_on_from_the_checkpoint_before(gcs, local, env):
     store, variables = gcs
     command = [sys.executable, "-u", "-m", "jaxgrpo.cli", "train", CONFIG, *SHORT, f"run_dir={RUN}"]
