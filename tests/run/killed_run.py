@@ -70,7 +70,7 @@ def arm_save() -> None:
 
     save = Checkpoints.save
 
-    def watched(self, number, state, meta):
+    def watched(self, number, state, *rest):
         def watch():
             while not any(f"{step}.orbax-checkpoint-tmp" in child.name for child in self.directory.iterdir()):
                 time.sleep(0.0002)
@@ -78,7 +78,7 @@ def arm_save() -> None:
 
         if number == step:
             threading.Thread(target=watch, daemon=True).start()
-        save(self, number, state, meta)
+        save(self, number, state, *rest)
         if number == step:
             time.sleep(60)
 

@@ -106,7 +106,7 @@ def test_a_reference_in_host_memory_scores_the_same():
 def test_a_checkpoint_of_offloaded_moments_comes_back_to_host_memory(tmp_path):
     state, _ = trained(8, "moments")
     checkpoints = Checkpoints(tmp_path, CheckpointConfig(every=1))
-    checkpoints.save(3, state, {"step": 3})
+    checkpoints.save(3, state, {"step": 3}, {})
     checkpoints.wait()
     mesh, optimizer = mesh_of(8), make_optimizer(ADAMW)
     restored, _ = checkpoints.restore(3, abstract_state(MODEL, optimizer, mesh, offloaded=True))
