@@ -37,6 +37,12 @@ class HostsError(UserError):
     """The hosts of a job do not find each other or do not agree; the message names them and the remedy."""
 
 
+class DisagreementError(HostsError):
+    """Raised on every host at the same place, so that all leave in order."""
+
+    on_all_hosts = True
+
+
 class LostHostError(HostsError):
     """Another host is stuck or gone."""
 
@@ -145,7 +151,7 @@ def spread(tree, sharding):
 
 
 def check_same(config: Config) -> None:
-    """HostsError when the hosts run other code, other versions or another config than host 0; it names what differs."""
+    """DisagreementError when the hosts run other code, other versions or another config than host 0; it names what differs."""
     if count() == 1:
         return
     own = {key: value for key, value in flatten(config).items() if not key.startswith("hosts.")}
@@ -157,17 +163,17 @@ def check_same(config: Config) -> None:
     complaints = gather(sorted(changed), "the comparison of configs", START_S)
     for host, complaint in enumerate(complaints):
         if complaint:
-            raise HostsError(
+            raise DisagreementError(
                 f"host {host} differs from host 0 ({'; '.join(complaint)}): start all hosts with the same code and command."
             )
 
 
 def check_shared(path: Path, marker: str) -> None:
-    """HostsError when a file that host 0 wrote is not seen by the others: the run directory must be on a shared disk."""
+    """DisagreementError when a file that host 0 wrote is not seen by the others: the run directory must be on a shared disk."""
     barrier(f"{path} to be made by host 0", START_S)
     seen = gather((path / marker).exists(), "the run directory to be seen by all hosts", START_S)
     if not all(seen):
-        raise HostsError(
+        raise DisagreementError(
             f"run_dir={path} of host 0 is not seen by host {seen.index(False)}: the hosts of a job write to one directory; "
             "put it on a disk that all of them share."
         )
