@@ -107,6 +107,8 @@ def test_the_peaks_of_suggested_plans_agree_with_the_compiler(row):
         assert peak <= topology.memory
         if phase in ("update", "rollout"):  # the others are never the largest
             assert plan.memory.peak(phase) == pytest.approx(peak, rel=0.15), phase
+    for phase, size in row["compiler_temporaries"].items():
+        assert plan.memory.temporaries[phase] == pytest.approx(size, rel=0.25), phase
 
 
 @pytest.mark.parametrize(
