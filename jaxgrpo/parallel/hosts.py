@@ -29,7 +29,7 @@ START_S = 60  # for what takes no time once all hosts are there
 FAILED = 1
 LOST = 76  # exit code where another host was lost: launchers start the job again
 _OF_ANOTHER_HOST = re.compile("gloo|connection|peer|heartbeat|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED", re.IGNORECASE)
-_ending = threading.Event()
+_ending, _left = threading.Event(), threading.Event()
 _FAILURE = "jaxgrpo/failure"
 
 
@@ -88,7 +88,7 @@ def start(config: HostsConfig) -> None:
         raise HostsError(f"{watch.message} ({_first_line(error)})") from error
     finally:
         watch.cancel()
-    threading.Thread(target=_end_with_the_others, daemon=True).start()
+    _listener.start()
 
 
 def count() -> int:
@@ -227,6 +227,8 @@ def _end(reason: str, code: int) -> NoReturn:
 def _leave() -> None:
     barrier("the end of the job")
     jax.distributed.shutdown()
+    _left.set()
+    _listener.join(START_S)  # a thread that is still inside the client when Python ends takes the process down with it
 
 
 class StopRequest:
@@ -279,9 +281,8 @@ def _end_with_the_others() -> None:
         try:
             code, _, reason = _client().blocking_key_value_get(_FAILURE, 24 * 3600 * 1000).partition(" ")
         except Exception:
-            if not jax.distributed.is_initialized():
+            if _left.wait(1.0):
                 return
-            time.sleep(1.0)
             continue
         if _ending.is_set():  # the reason is this host's own
             return
@@ -289,6 +290,7 @@ def _end_with_the_others() -> None:
         os._exit(int(code))
 
 
+_listener = threading.Thread(target=_end_with_the_others, daemon=True)
 _calls: dict[str, int] = {}
 
 
