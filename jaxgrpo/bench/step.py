@@ -32,7 +32,7 @@ class Stepper:
         self.reference = cast_params(bench.params, dtype, offload == "all") if config.algo.kl_coef else None
         self.state = init_state(bench.params, model, optimizer, mesh, offload != "none")
         bench.params = None  # the first update donates them
-        self.score = make_score(model, config.train, temperature, mesh, offload == "all")
+        self.score = make_score(model, config.train, temperature, mesh)
         self.update = make_update(model, config.train, config.algo, temperature, config.optim.clip_norm, optimizer, mesh)
         self.shapes = row_shapes(config, bench.task.sequences, mesh.devices.flat[0].platform)
         self.times: dict[str, list[tuple[float, float]]] = {}

@@ -73,6 +73,11 @@ def parameter_table(config: ModelConfig) -> list[ParameterSpec]:
     return specs
 
 
+def is_matrix(name: str) -> bool:
+    """Whether a parameter is a matrix (or a stack of them), not a norm or a bias."""
+    return not name.endswith(("norm", "_b"))
+
+
 def initialise(config: ModelConfig, seed: int, dtype=jnp.float32) -> dict[str, jax.Array]:
     """Random parameters as transformers draws them: normal(0, init_std) matrices, ones for norms, zeros for biases.
 

@@ -17,7 +17,7 @@ from jaxgrpo.model.attention import attend, causal_mask
 from jaxgrpo.model.config import ModelConfig
 from jaxgrpo.model.parameters import check_parameters, parameter_table, stacked_layers
 from jaxgrpo.model.quantised import Quantised, look_up, product
-from jaxgrpo.parallel.sharding import constrain
+from jaxgrpo.parallel.sharding import constrain, to_device
 
 
 def rms_norm(x: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
@@ -133,20 +133,17 @@ def hidden_states(
     dtype=jnp.float32,
     remat: str = "none",
     unroll: int = 1,
-    offloaded: bool = False,
 ) -> jax.Array:
     """[B, T, D] states after the final norm from embedded tokens x_BTD, computed in `dtype` over stacked parameters.
 
     `attend_fn(q_BTNH, k_BTKH, v_BTKH) -> out_BTNH` knows which tokens see which. `remat` says what the backward pass computes
-    again ("none", or a key of REMAT); `unroll` layers are laid out in one iteration of the scan. With `offloaded` the stacked
-    layers lie in host memory, and each comes to the device when its turn comes.
+    again ("none", or a key of REMAT); `unroll` layers are laid out in one iteration of the scan. A layer that lies in host
+    memory comes to the device when its turn comes.
     """
     rope = rope_angles(positions_BT, config)
 
     def layer(x_BTD, w):
-        if offloaded:
-            w = jax.device_put(w, jax.memory.Space.Device)
-        w = {name: value.astype(dtype) for name, value in w.items()}
+        w = {name: value.astype(dtype) for name, value in to_device(w).items()}
         return block(config, w, x_BTD, rope, lambda q, k, v: (attend_fn(q, k, v), None))
 
     body = layer if remat == "none" else jax.checkpoint(layer, prevent_cse=False, policy=REMAT[remat])

@@ -48,6 +48,16 @@ def replicated(mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def on_host(x) -> bool:
+    """Whether an array lies in host memory (`with_memory_kind`); inside jit a traced one too."""
+    return jax.typeof(x).memory_space == jax.memory.Space.Host
+
+
+def to_device(tree):
+    """Inside jit: the arrays that lie in host memory brought to the device, the others as they are."""
+    return jax.tree.map(lambda x: jax.device_put(x, jax.memory.Space.Device) if on_host(x) else x, tree)
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Pin an activation's layout inside jit by logical axes; does nothing where no mesh is set (`jax.set_mesh`).
 

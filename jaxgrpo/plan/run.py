@@ -23,7 +23,6 @@ from scaling.tables import table
 PAPER_STEPS = 100  # of the paper's 51,200 prompts, where neither train.steps nor a file says how many
 ROW_TOKENS = (6144, 8192, 12288, 16384)
 SUGGESTIONS = 5
-HOST_SLICE = {"v5e": "2x2", "v5p": "2x2x1", "v6e": "2x2"}  # the chips of one host
 
 
 class DoesNotFit(UserError):
@@ -134,11 +133,14 @@ def run_plan(path: str, overrides: list[str], topology: str, options) -> None:
         except ConfigError as error:
             raise DoesNotFit(f"{error} " + _no_fit(config, model, place, assumptions)) from None
     measured = CompilerFigures({}, {})
-    if place.chip.is_tpu and compiled.is_available() and not options.no_compile:
-        say("compiling for this slice, some minutes (--no-compile does without) ...")
+    if options.no_compile:
+        pass
+    elif compiled.is_available(place.chip):
+        say("compiling for these chips, some minutes (--no-compile does without) ...")
         measured = compiler_figures(plan)
-    elif place.chip.is_tpu and not options.no_compile:
-        say("the TPU compiler is not installed (EXTRAS=jetstream,test,tpu bash launch/test.sh): figures by model only")
+    else:
+        maker, extra = ("TPU", "tpu") if place.chip.is_tpu else ("CUDA", "cuda")
+        say(f"the {maker} compiler is not installed (pip install 'jaxgrpo[{extra}]'): figures by model only")
     say(_described(plan, measured, assumptions))
     if options.json:
         write_whole(Path(options.json), json.dumps(as_json(plan, measured, assumptions), indent=2) + "\n")
@@ -163,16 +165,13 @@ class CompilerFigures:
 
 def compiler_figures(plan: Plan) -> CompilerFigures:
     """Compile the programs of every phase."""
-    held = plan.memory.table
-    chip = plan.topology.chip.name
+    held, topology, chip = plan.memory.table, plan.topology, plan.topology.chip
     programs = {
-        name: compiled.bytes_of(function, arguments)
-        for name, function, arguments in compiled.training_programs(plan.config, plan.model, chip, plan.topology.shape)
+        name: compiled.bytes_of(function, arguments, chip)
+        for name, function, arguments in compiled.training_programs(plan.config, plan.model, topology)
     }
-    per_host = min(plan.topology.chip.per_host, plan.topology.chips)
-    engine = compiled.rollout_engine(plan.config, plan.model, chip, HOST_SLICE[chip], per_host)
-    rollout = compiled.largest_rollout_programs(engine)
-    sync = compiled.bytes_of(*compiled.handover_program(plan.config, plan.model, chip, plan.topology.shape))
+    rollout = compiled.largest_rollout_programs(compiled.rollout_engine(plan.config, plan.model, topology.one_host()), chip)
+    sync = compiled.bytes_of(*compiled.handover_program(plan.config, plan.model, topology), chip)
     sync_peak = compiled.program_bytes(sync) + held["optimiser"] + held["reference"]
     peaks = compiled.training_peaks(programs, held) | {"rollout": compiled.rollout_peak(rollout, held), "sync": sync_peak}
     temporaries = {name: program["temporaries"] for name, program in programs.items()}

@@ -40,6 +40,7 @@ class Chip:
 
 _2D = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _3D = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16")
+_HOST_SHAPES = {"v5e": "2x2", "v5p": "2x2x1", "v6e": "2x2"}
 _GPUS = ("1", "2", "4", "8", "16", "32", "64", "128", "256", "512")
 CHIPS = {
     chip.name: chip
@@ -78,6 +79,12 @@ class Topology:
     def memory(self) -> int:
         """Bytes that a program can have of one chip."""
         return int(self.chip.memory_gib * 2**30)
+
+    def one_host(self) -> "Topology":
+        """The chips of one host."""
+        if self.chips <= self.chip.per_host:
+            return self
+        return Topology(self.chip, _HOST_SHAPES.get(self.chip.name, str(self.chip.per_host)))
 
     def larger(self) -> list["Topology"]:
         """The slices of the same chip that have more of them, rising."""

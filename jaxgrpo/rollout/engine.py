@@ -38,6 +38,9 @@ from jaxgrpo.rollout.slots import (
 
 __all__ = ["DecodeState", "Engine", "EngineError", "EngineSettings", "NonFiniteError", "Placement", "Prefix", "ResultTokens"]
 
+# Products that share an input are not merged: XLA would lay their weights side by side anew for every token.
+_GPU_OPTIONS = {"xla_gpu_dot_merger_threshold_mb": 0}
+
 
 class Engine:
     """Generation with one model on one (replica, tensor) mesh. Slots are sharded over `replica`; all programs are jitted
@@ -48,14 +51,16 @@ class Engine:
     """
 
     def __init__(self, config: ModelConfig, settings: EngineSettings, mesh, *, tokenizer=None, hosts_mesh=None):
-        settings = settings.on(mesh.devices.flat[0].platform, config.head_dim)
+        platform = mesh.devices.flat[0].platform
+        settings = settings.on(platform, config.head_dim)
         settings.check(config.vocab, mesh.shape["replica"])
         self.config, self.settings, self._mesh, self._tokenizer = config, settings, mesh, tokenizer
         self._handover = make_handover(config, hosts_mesh or mesh, settings.dtype, settings.weights)
         self._hosts_mesh = hosts_mesh
         state, prefix = self._state_shardings(), self._prefix_shardings()
+        compiled = partial(jax.jit, compiler_options=_GPU_OPTIONS if platform in ("gpu", "cuda") else None)
         self._init = jax.jit(partial(programs.empty_state, config, settings), static_argnames="blocks", out_shardings=state)
-        self._prefill = jax.jit(partial(programs.prefill, config, settings, mesh), out_shardings=prefix)
+        self._prefill = compiled(partial(programs.prefill, config, settings, mesh), out_shardings=prefix)
         slots = replace(jax.tree.map(lambda sharding: sharding.spec, state), cache=P(None, "replica"))
         # Results stay with their replica: gathering them would make replicas wait for each other after every chunk.
         chunk, per_slot = Chunk(*(P("replica"),) * 4), NamedSharding(mesh, P("replica"))
@@ -69,7 +74,7 @@ class Engine:
             donate_argnums=1,
             out_shardings=(state, per_slot),
         )
-        self._decode = jax.jit(
+        self._decode = compiled(
             per_replica(
                 partial(programs.decode, config, settings, steps=settings.chunk),
                 in_specs=(P(), slots),
@@ -78,7 +83,7 @@ class Engine:
             donate_argnums=1,
             out_shardings=(state, per_slot),
         )
-        self._generate = jax.jit(
+        self._generate = compiled(
             per_replica(
                 partial(programs.show_and_decode, config, settings), in_specs=(P(), slots), out_specs=(slots, P("replica"))
             ),

@@ -8,6 +8,7 @@ Shapes: B slots of one replica, R prompts of a prefill, T prompt bucket, C chunk
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from jaxgrpo.model.attention import attend, causal_mask
 from jaxgrpo.model.config import ModelConfig
 from jaxgrpo.model.decode_attention import attend_cache
-from jaxgrpo.model.packed_attention import SPLASH_TILE, packed_attention
+from jaxgrpo.model.packed_attention import SPLASH_TILE, attention_backend, packed_attention
 from jaxgrpo.model.qwen2 import block, embed_tokens, output_logits, rms_norm, rope_angles
 from jaxgrpo.parallel.sharding import constrain
 from jaxgrpo.rollout import cache as kv
@@ -55,10 +56,12 @@ def prefill(config: ModelConfig, settings: EngineSettings, mesh, params, tokens_
 
 
 def _prompt_attention(settings: EngineSettings, mesh, tokens_RT) -> Callable:
-    """`attend_fn(q_RTNH, k_RTKH, v_RTKH) -> out_RTNH`, causal: the trainer's kernel where decoding has one too and the shape
-    allows it. All scores at once, [R, N, T, T] in float32, are the most that prefill would hold."""
+    """`attend_fn(q_RTNH, k_RTKH, v_RTKH) -> out_RTNH`, causal: by the trainer's kernel, on a TPU where decoding has one too and
+    the shape allows it. All scores at once, [R, N, T, T] in float32, are the most that prefill would hold."""
     R, T = tokens_RT.shape
     ones_RT = jnp.ones_like(tokens_RT)
+    if attention_backend(mesh, settings.dtype) == "cudnn":
+        return partial(jax.nn.dot_product_attention, is_causal=True, implementation="cudnn")
     if settings.attention != "xla" and T % SPLASH_TILE == 0 and R % mesh.shape["replica"] == 0:
         backend = "splash" if settings.attention == "ragged" else settings.attention
         return packed_attention(backend, None, ones_RT, mesh)

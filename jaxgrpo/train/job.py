@@ -83,12 +83,6 @@ class Job:
         return make_score(self.model, self.config.train, self.config.rollout.temperature, self.mesh)
 
     @cached_property
-    def score_reference(self) -> Callable:
-        if self.config.train.offload != "all":
-            return self.score
-        return make_score(self.model, self.config.train, self.config.rollout.temperature, self.mesh, offloaded=True)
-
-    @cached_property
     def update(self) -> Callable:
         c = self.config
         return make_update(self.model, c.train, c.algo, c.rollout.temperature, c.optim.clip_norm, self.optimizer, self.mesh)
@@ -158,7 +152,7 @@ class Job:
             self.update.lower(self.abstract_state(), rows, logp, reference and logp, used).compile()
             self.score.lower(self.abstract_params(), rows, used).compile()
             if reference:
-                self.score_reference.lower(reference, rows, used).compile()
+                self.score.lower(reference, rows, used).compile()
 
     def sample(self, weights, prompts: list[EncodedPrompt], *, stream: str, step: int, samples: int, sampling: Sampling):
         """Sampled and graded responses of `prompts`; see eval.sampling.sample_and_grade. Every host makes those of its share of

@@ -266,7 +266,7 @@ class Trainer:
             for first in range(0, len(sequences), per):
                 rows, used = self.job.pack_minibatch([s for group in sequences[first : first + per] for s in group])
                 old = self.old_logprobs(state, rows, used, first == 0)
-                reference = None if self.reference is None else self.job.score_reference(self.reference, rows, used)
+                reference = None if self.reference is None else self.job.score(self.reference, rows, used)
                 minibatches.append((rows, old, reference, used))
                 jax.block_until_ready(minibatches[-2:-1])  # few in flight, see scheduler.MAX_UNREAD
             differences = [_logprob_difference(rows, old) for rows, old, _, _ in minibatches[1:]]

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxgrpo.config import OptimConfig
+from jaxgrpo.parallel.sharding import on_host, to_device
 from jaxgrpo.train.state import TrainState
 
 
@@ -55,39 +56,43 @@ def _rounded(x: jax.Array, count) -> jax.Array:
     return jax.lax.bitcast_convert_type(kept, jnp.float32).astype(jnp.bfloat16)
 
 
-def apply_gradients(
-    optimizer: optax.GradientTransformation, state: TrainState, gradients: dict, scale, finite, offloaded: bool
-) -> TrainState:
+def apply_gradients(optimizer: optax.GradientTransformation, state: TrainState, gradients: dict, scale, finite) -> TrainState:
     """The state after one update with `scale * gradients`; where `finite` is False, the state as it was, bit for bit.
 
-    With `offloaded` the moments lie in host memory. Those of one layer at a time come to the device and go back.
+    Moments that lie in host memory come to the device, those of the layers one layer at a time, and go back.
     """
 
     def updated(params, opt_state, gradients):
         gradients = jax.tree.map(lambda g: g * scale, gradients)
-        updates, new_opt_state = optimizer.update(gradients, opt_state, params)
+        here = to_device(opt_state)
+        updates, new_opt_state = optimizer.update(gradients, here, params)
         new = optax.apply_updates(params, updates), new_opt_state
-        return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, (params, opt_state))
+        new_params, new_opt_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, (params, here))
+        return new_params, jax.tree.map(back, new_opt_state, opt_state)
 
-    if not offloaded:
+    def back(new, old):
+        return jax.device_put(new, jax.memory.Space.Host) if on_host(old) else new
+
+    def like_parameters(x):
+        return isinstance(x, dict) and x.keys() == state.params.keys()
+
+    trees = filter(like_parameters, jax.tree.leaves(state.opt_state, is_leaf=like_parameters))
+    away = {name for tree in trees for name, x in tree.items() if on_host(x)}
+    stacked = [name for name in state.params if name in away and name.startswith("layers.")]
+    if not stacked:
         return TrainState(*updated(state.params, state.opt_state, gradients))
-    stacked = [name for name in state.params if name.startswith("layers.")]
     rest = [name for name in state.params if name not in stacked]
 
     def pick(tree, names):
         """The part of a parameter-like dict, or of every such dict of an optimiser state, that `names` select."""
-        return jax.tree.map(lambda x: {name: x[name] for name in names} if _like(x) else x, tree, is_leaf=_like)
-
-    def _like(x):
-        return isinstance(x, dict) and x.keys() == state.params.keys()
+        part = lambda x: {name: x[name] for name in names} if like_parameters(x) else x  # noqa: E731
+        return jax.tree.map(part, tree, is_leaf=like_parameters)
 
     def moments(function, *trees):
         """`function` on the moments of optimiser states; their counters from the first, as they are."""
         return jax.tree.map(lambda x, *more: x if x.ndim == 0 else function(x, *more), *trees)
 
-    to_device = lambda tree: moments(lambda x: jax.device_put(x, jax.memory.Space.Device), tree)  # noqa: E731
-    to_host = lambda tree: moments(lambda x: jax.device_put(x, jax.memory.Space.Host), tree)  # noqa: E731
-    params_rest, opt_rest = updated(pick(state.params, rest), to_device(pick(state.opt_state, rest)), pick(gradients, rest))
+    params_rest, opt_rest = updated(pick(state.params, rest), pick(state.opt_state, rest), pick(gradients, rest))
     layers = len(state.params[stacked[0]])
     take = lambda i: lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False)  # noqa: E731
     put = lambda i: lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, i, 0)  # noqa: E731
@@ -95,13 +100,12 @@ def apply_gradients(
 
     def layer(i, carry):
         params, opt_state = carry
-        one = jax.tree.map(take(i), params), to_device(moments(take(i), opt_state)), jax.tree.map(take(i), gradients_stacked)
+        one = jax.tree.map(take(i), params), moments(take(i), opt_state), jax.tree.map(take(i), gradients_stacked)
         new_params, new_opt_state = updated(*one)
-        return jax.tree.map(put(i), params, new_params), moments(put(i), opt_state, to_host(new_opt_state))
+        return jax.tree.map(put(i), params, new_params), moments(put(i), opt_state, new_opt_state)
 
     carry = pick(state.params, stacked), pick(state.opt_state, stacked)
     params_stacked, opt_stacked = jax.lax.fori_loop(0, layers, layer, carry)
-    opt_rest = to_host(opt_rest)
 
     def joined(a, b):
         return {name: (b if name in b else a)[name] for name in state.params}

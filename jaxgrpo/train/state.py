@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxgrpo.model.config import ModelConfig
-from jaxgrpo.model.parameters import abstract_parameters, parameter_table
+from jaxgrpo.model.parameters import abstract_parameters, is_matrix, parameter_table
 from jaxgrpo.parallel.sharding import named_sharding, replicated
 
 
@@ -27,8 +27,15 @@ def parameter_shardings(config: ModelConfig, mesh) -> dict:
     return {spec.name: named_sharding(mesh, spec.axes, spec.shape) for spec in parameter_table(config)}
 
 
+def host_shardings(shardings: dict) -> dict:
+    """Shardings of parameters with the matrices in host memory. Norms and biases take next to no room, and the TPU compiler
+    cannot cut one layer's out of a bfloat16 stack there."""
+    return {name: sharding.with_memory_kind(HOST) if is_matrix(name) else sharding for name, sharding in shardings.items()}
+
+
 def state_shardings(config: ModelConfig, optimizer: optax.GradientTransformation, mesh, offloaded: bool) -> TrainState:
-    """Shardings of the whole state: moments as their parameters, with `offloaded` in host memory, scalars on every device.
+    """Shardings of the whole state: moments as their parameters, with `offloaded` those of matrices in host memory, scalars on
+    every device.
 
     Scalars need a sharding too: left on one device they restore onto one device, and a resumed step would not compile.
     """
@@ -37,9 +44,9 @@ def state_shardings(config: ModelConfig, optimizer: optax.GradientTransformation
     opt_state = jax.eval_shape(optimizer.init, params)
     opt_shardings = optax.tree_map_params(
         optimizer,
-        lambda _, sharding: sharding.with_memory_kind(HOST) if offloaded else sharding,
+        lambda _, sharding: sharding,
         opt_state,
-        shardings,
+        host_shardings(shardings) if offloaded else shardings,
         transform_non_params=lambda _: replicated(mesh),
     )
     return TrainState(shardings, opt_shardings)
@@ -63,8 +70,8 @@ def init_state(params: dict, config: ModelConfig, optimizer: optax.GradientTrans
 
 
 def cast_params(params: dict, dtype, offloaded=False) -> dict:
-    """A copy in `dtype` with the same shardings, with `offloaded` in host memory: the frozen reference."""
+    """A copy in `dtype` with the same shardings, with `offloaded` its matrices in host memory: the frozen reference."""
     shardings = {name: value.sharding for name, value in params.items()}
     if offloaded:
-        shardings = {name: sharding.with_memory_kind(HOST) for name, sharding in shardings.items()}
+        shardings = host_shardings(shardings)
     return jax.jit(lambda p: {k: jnp.array(v, dtype, copy=True) for k, v in p.items()}, out_shardings=shardings)(params)

@@ -23,7 +23,7 @@ from jaxgrpo.model.embedding import look_up_sharded
 from jaxgrpo.model.logprobs import Head, prediction_logprobs, prediction_loss
 from jaxgrpo.model.packed_attention import attention_backend, packed_attention
 from jaxgrpo.model.qwen2 import hidden_states, output_matrix
-from jaxgrpo.parallel.sharding import replicated
+from jaxgrpo.parallel.sharding import replicated, to_device
 from jaxgrpo.train.optimizer import apply_gradients
 from jaxgrpo.train.rows import Rows
 from jaxgrpo.train.state import TrainState, state_shardings
@@ -48,7 +48,7 @@ class Forward:
         self.head = Head(model.tied, temperature, train.logit_chunk, self.dtype, mesh)
         self.backend = attention_backend(mesh, self.dtype)
 
-    def states(self, params, rows: Rows, remat: str, offloaded: bool = False) -> jax.Array:
+    def states(self, params, rows: Rows, remat: str) -> jax.Array:
         """[D, T, E] after the final norm."""
         attend = packed_attention(self.backend, rows.spans, rows.segment_ids, self.mesh)
         x = look_up_sharded(params["embed"], rows.tokens, self.dtype, self.mesh)
@@ -61,12 +61,11 @@ class Forward:
             dtype=self.dtype,
             remat=remat,
             unroll=self.train.unroll,
-            offloaded=offloaded,
         )
 
-    def logprobs(self, params, rows: Rows, offloaded: bool) -> jax.Array:
+    def logprobs(self, params, rows: Rows) -> jax.Array:
         """log p [D, C] of the predicted tokens."""
-        x = self.states(params, rows, "none", offloaded)
+        x = self.states(params, rows, "none")
         return prediction_logprobs(self.head, x, output_matrix(params), rows.predictions)[0]
 
     def loss(self, params, rows: Rows, token_loss: Callable, inputs: dict):
@@ -75,20 +74,18 @@ class Forward:
         return prediction_loss(self.head, token_loss, x, output_matrix(params), rows.predictions, inputs)
 
 
-def make_score(model: ModelConfig, train: TrainConfig, temperature: float, mesh, offloaded: bool = False) -> Callable:
+def make_score(model: ModelConfig, train: TrainConfig, temperature: float, mesh) -> Callable:
     """`score(params, rows, used) -> logp [M, D, C]`: log-probabilities of the predictions of the first `used` micro-batches.
 
-    With `offloaded` the parameters lie in host memory and come to the device layer by layer.
+    Layers that lie in host memory come to the device one by one.
     """
     forward = Forward(model, train, temperature, mesh)
 
     def score(params, rows: Rows, used):
-        if offloaded:  # what is not a layer's is read everywhere
-            whole = {name: jax.device_put(x, jax.memory.Space.Device) for name, x in params.items() if "layers." not in name}
-            params = params | whole
+        params = params | to_device({name: x for name, x in params.items() if not name.startswith("layers.")})
 
         def body(index, out):
-            logp = forward.logprobs(params, micro_batch(rows, index), offloaded)
+            logp = forward.logprobs(params, micro_batch(rows, index))
             return jax.lax.dynamic_update_index_in_dim(out, logp, index, 0)
 
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
@@ -175,7 +172,6 @@ def make_update(model, train: TrainConfig, algo: AlgoConfig, temperature, clip_n
     state is returned as it was and `skipped_updates` is 1.
     """
     loss = make_loss(model, train, algo, temperature, mesh)
-    offloaded = train.offload != "none"
 
     def update(state: TrainState, rows: Rows, old_logp, ref_logp, used):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
@@ -183,11 +179,11 @@ def make_update(model, train: TrainConfig, algo: AlgoConfig, temperature, clip_n
             norm = optax.tree.norm(gradients)
             finite = jnp.isfinite(norm)
             scale = jnp.where(norm > clip_norm, clip_norm / norm, 1.0)
-            state = apply_gradients(optimizer, state, gradients, scale, finite, offloaded)
+            state = apply_gradients(optimizer, state, gradients, scale, finite)
         return state, metrics | {"grad_norm": norm, "skipped_updates": (~finite).astype(jnp.float32)}
 
     return jax.jit(
         update,
         donate_argnames="state",
-        out_shardings=(state_shardings(model, optimizer, mesh, offloaded), replicated(mesh)),
+        out_shardings=(state_shardings(model, optimizer, mesh, train.offload != "none"), replicated(mesh)),
     )

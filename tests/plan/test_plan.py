@@ -1,7 +1,11 @@
 """`jaxgrpo plan`: topologies, memory against the compiler's committed figures, remedies, and the simulation for scale."""
 
+import importlib.util
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +15,7 @@ from jaxgrpo.cli import main
 from jaxgrpo.config import Config, load_config, replace
 from jaxgrpo.model.source import resolve_model
 from jaxgrpo.plan import scale
+from jaxgrpo.plan.gpus import is_compiler_installed
 from jaxgrpo.plan.memory import memory
 from jaxgrpo.plan.run import make_plan, remedy, suggest
 from jaxgrpo.plan.timing import Assumptions
@@ -93,15 +98,19 @@ def test_the_model_of_memory_agrees_with_the_compiler_on_rollouts(row):
     assert found.temporaries["rollout"] / GIB == pytest.approx(temporaries, rel=0.25)
 
 
+def compiled_plans(name: str) -> list[dict]:
+    """What the commands in benchmarks/ wrote."""
+    return json.loads((ROOT / "benchmarks" / name).read_text())
+
+
 @pytest.mark.parametrize(
-    "row", json.loads((ROOT / "benchmarks" / "plan_tpu.json").read_text()), ids=lambda row: row["topology"]
+    "row", compiled_plans("plan_tpu.json") + compiled_plans("plan_gpu.json"), ids=lambda row: f"{row['size']}-{row['topology']}"
 )
-def test_the_peaks_of_suggested_plans_agree_with_the_compiler(row):
-    """What `jaxgrpo plan --suggest` came to for each size, and what the compiler said of it: every phase fits; the model of
-    memory gives temporaries within 25 % and peaks within 15 %."""
+def test_the_peaks_of_plans_agree_with_the_compiler(row):
+    """Every phase fits by what the compiler said; the model of memory gives temporaries within 25 % and peaks within 15 %."""
     changes = {f"mesh.{axis}": size for axis, size in row["mesh"].items()} | {"train.row_tokens": row["row_tokens"]}
     model, topology = model_of(row["size"]), parse_topology(row["topology"])
-    config = load_config(str(ROOT / "configs" / f"qwen2.5-{row['size']}.yaml"))
+    config = load_config(str(ROOT / "configs" / f"qwen2.5-{row['size']}.yaml"), row.get("overrides", []))
     plan = make_plan(replace(config, changes), model, topology, Assumptions())
     for phase, peak in row["compiler_peaks"].items():
         assert peak <= topology.memory
@@ -109,6 +118,51 @@ def test_the_peaks_of_suggested_plans_agree_with_the_compiler(row):
             assert plan.memory.peak(phase) == pytest.approx(peak, rel=0.15), phase
     for phase, size in row["compiler_temporaries"].items():
         assert plan.memory.temporaries[phase] == pytest.approx(size, rel=0.25), phase
+
+
+@pytest.mark.parametrize("size", ["1.5b", "3b"])
+def test_what_the_compiler_says_of_a_gpu_is_what_was_measured_on_it(size):
+    """The update of benchmarks/update_h200.md, compiled without the H200, against the memory that it took there."""
+    (row,) = (
+        row for row in compiled_plans("plan_gpu.json") if row["size"] == size and "train.remat=matmuls" in row["overrides"]
+    )
+    measured = json.loads((ROOT / "benchmarks" / f"update_h200_{size}.json").read_text())
+    assert row["compiler_peaks"]["update"] == pytest.approx(measured["peak_device_mb"] * 1e6, rel=0.01)
+
+
+def compiled_now(path: Path, *arguments: str) -> dict:
+    """What `jaxgrpo plan ...` writes where it compiles, in a process of its own: this one's devices are virtual CPUs."""
+    env = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    subprocess.run(
+        [sys.executable, "-m", "jaxgrpo.cli", "plan", *arguments, "--json", str(path)], cwd=ROOT, env=env, check=True
+    )
+    return json.loads(path.read_text())
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: EXTRAS=test,tpu launch/test.sh"
+)
+@pytest.mark.timeout(900)
+def test_programs_with_state_in_host_memory_compile_for_a_tpu(tmp_path):
+    """The moments, in bfloat16, and the reference leave the chip; nothing else grows by more than they were."""
+    arguments = "configs/qwen2.5-0.5b.yaml", "model=random:qwen2.5-0.5b", "--topology", "v5e:2x2"
+    found = compiled_now(tmp_path / "plan.json", *arguments, "train.offload=all", "optim.moments_dtype=bfloat16")
+    table = found["bytes_per_chip"]
+    assert table["host memory"] == pytest.approx(1.5 * table["parameters"], rel=0.01) and table["reference"] == 0
+    own = found["compiler_peaks"]["update"] - found["compiler_temporaries"]["update"]
+    assert own < 1.25 * table["parameters"], "parameters and a minibatch are all that stays on the chip"
+    for phase, peak in found["compiler_peaks"].items():
+        assert peak <= found["memory"], phase
+    assert found["temporaries"]["update"] == pytest.approx(found["compiler_temporaries"]["update"], rel=0.25)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not is_compiler_installed(), reason="the CUDA compiler is not installed: EXTRAS=cuda,test launch/test.sh")
+@pytest.mark.parametrize("row", compiled_plans("plan_gpu.json"), ids=lambda row: f"{row['size']}-{row['topology']}")
+def test_gpu_programs_compile_and_take_what_is_written_down(row, tmp_path):
+    arguments = f"configs/qwen2.5-{row['size']}.yaml", f"model=random:qwen2.5-{row['size']}", "--topology", row["topology"]
+    found = compiled_now(tmp_path / "plan.json", *arguments, *row["overrides"])
+    assert found["compiler_peaks"] == pytest.approx(row["compiler_peaks"], rel=0.03)
 
 
 @pytest.mark.parametrize(
@@ -153,6 +207,13 @@ def test_the_command_prints_bytes_seconds_and_cost_and_writes_json(tmp_path, cap
     assert figures["cost"] == pytest.approx(1.2 * figures["chip_hours"])
     assert figures["chip_hours"] == pytest.approx(figures["steps"] * figures["step_s"] * 4 / 3600)
     assert figures["step_s"] == pytest.approx(sum(figures["seconds"].values()))
+
+
+@pytest.mark.parametrize("topology, compiler", [("v5e:2x2", "TPU"), ("h100:1", "CUDA")])
+def test_where_the_compiler_is_not_installed_the_plan_says_so(monkeypatch, capsys, topology, compiler):
+    monkeypatch.setattr("jaxgrpo.plan.compiled.is_available", lambda chip: False)
+    assert main(["plan", "configs/qwen2.5-0.5b.yaml", "model=random:qwen2.5-0.5b", "--topology", topology]) == 0
+    assert f"the {compiler} compiler is not installed (pip install" in capsys.readouterr().out
 
 
 def test_a_run_that_does_not_fit_fails_with_the_remedy(capsys):

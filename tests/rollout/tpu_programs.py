@@ -9,7 +9,6 @@ largest prefill, insert, decode and resize.
 """
 
 import json
-import math
 import os
 import sys
 import time
@@ -23,7 +22,7 @@ import jaxgrpo  # noqa: E402
 from jaxgrpo.config import Config, replace  # noqa: E402
 from jaxgrpo.model.config import model_config, read_json  # noqa: E402
 from jaxgrpo.plan.compiled import bytes_of, program_bytes, rollout_engine, rollout_peak, rollout_residents  # noqa: E402
-from jaxgrpo.plan.topology import CHIPS  # noqa: E402
+from jaxgrpo.plan.topology import CHIPS, Topology  # noqa: E402
 from jaxgrpo.rollout.engine import Engine  # noqa: E402
 from jaxgrpo.train.sizes import GIB, memory_table, resolve_sizes  # noqa: E402
 
@@ -47,8 +46,8 @@ class Case:
         return "-".join(filter(None, (self.size, self.chip, self.slice, self.weights)))
 
     @property
-    def chips(self) -> int:
-        return math.prod(map(int, self.slice.split("x")))
+    def topology(self) -> Topology:
+        return Topology(CHIPS[self.chip], self.slice)
 
 
 CASES = [
@@ -85,12 +84,10 @@ def engine_of(case: Case) -> tuple[Engine, dict[str, int]]:
     """The engine of one host, or of the hosts that share a replica, and the bytes a chip of all that training keeps."""
     configurations = Path(jaxgrpo.__file__).parent / "model/configurations"
     model = model_config(read_json(configurations / f"qwen2.5-{case.size}.json"))
-    config = resolve_sizes(
-        replace(Config(), {"rollout.weights": case.weights}), model, case.chips, int(CHIPS[case.chip].memory_gib * GIB)
-    )
-    chips = max(HOST, config.rollout.tensor)
-    engine = rollout_engine(config, model, case.chip, HOST_TOPOLOGY[case.chip][chips], chips)
-    return engine, memory_table(config, model)
+    changes = {"rollout.weights": case.weights}
+    config = resolve_sizes(replace(Config(), changes), model, case.topology.chips, case.topology.memory)
+    host = HOST_TOPOLOGY[case.chip][max(HOST, config.rollout.tensor)]
+    return rollout_engine(config, model, Topology(case.topology.chip, host)), memory_table(config, model)
 
 
 def measure(case: Case) -> dict:
@@ -103,8 +100,9 @@ def measure(case: Case) -> dict:
         if kind in programs:
             continue
         started = time.process_time()
-        programs[kind] = bytes_of(function, arguments) | {"name": name, "seconds": time.process_time() - started}
-        size, seconds = program_bytes(programs[kind]) / GIB, programs[kind]["seconds"]
+        programs[kind] = bytes_of(function, arguments, case.topology.chip) | {"name": name}
+        seconds = programs[kind]["seconds"] = time.process_time() - started
+        size = program_bytes(programs[kind]) / GIB
         print(f"{case.name} {name}: {size:.2f} GiB, {seconds:.0f} s", file=sys.stderr, flush=True)
     replicas, tensor = engine.mesh.devices.shape
     return asdict(case) | {
@@ -114,7 +112,7 @@ def measure(case: Case) -> dict:
         "slots": engine.settings.slots // replicas,
         "attention": engine.settings.attention,
         "block": engine.settings.block,
-        "memory": int(CHIPS[case.chip].memory_gib * GIB),
+        "memory": case.topology.memory,
         "held": {kind: held[kind] for kind in ("parameters", "optimiser", "reference")},
         "programs": programs,
         "versions": {name: version(name) for name in ("jax", "libtpu")},

@@ -25,7 +25,7 @@ from jaxgrpo.config import Config, replace  # noqa: E402
 from jaxgrpo.model.config import ModelConfig, model_config, read_json  # noqa: E402
 from jaxgrpo.model.parameters import count_parameters  # noqa: E402
 from jaxgrpo.plan.compiled import bytes_of, program_bytes, training_peaks, training_programs  # noqa: E402
-from jaxgrpo.plan.topology import CHIPS  # noqa: E402
+from jaxgrpo.plan.topology import CHIPS, Topology  # noqa: E402
 from jaxgrpo.train.accounting import FlopCounter, update_bytes  # noqa: E402
 from jaxgrpo.train.sizes import GIB, memory_table, resolve_sizes  # noqa: E402
 
@@ -45,8 +45,8 @@ class Case:
         return f"{self.size}-{self.chip}-{self.slice}"
 
     @property
-    def chips(self) -> int:
-        return math.prod(map(int, self.slice.split("x")))
+    def topology(self) -> Topology:
+        return Topology(CHIPS[self.chip], self.slice)
 
     def model(self) -> ModelConfig:
         configurations = Path(jaxgrpo.__file__).parent / "model/configurations"
@@ -54,7 +54,7 @@ class Case:
 
     def config(self) -> Config:
         changes = {"mesh.tensor": self.tensor, "train.row_tokens": self.row_tokens}
-        return resolve_sizes(replace(Config(), changes), self.model(), self.chips, int(CHIPS[self.chip].memory_gib * GIB))
+        return resolve_sizes(replace(Config(), changes), self.model(), self.topology.chips, self.topology.memory)
 
 
 CASES = [
@@ -79,16 +79,16 @@ CASES = [
 def measure(case: Case) -> dict:
     """Bytes a chip and compile seconds (of processor time) of both programs; raises where one does not compile."""
     measured = {}
-    for name, function, arguments in training_programs(case.config(), case.model(), case.chip, case.slice):
+    for name, function, arguments in training_programs(case.config(), case.model(), case.topology):
         started = time.process_time()
-        measured[name] = bytes_of(function, arguments) | {"seconds": time.process_time() - started}
+        measured[name] = bytes_of(function, arguments, case.topology.chip) | {"seconds": time.process_time() - started}
         print(f"{case.name} {name}: {program_bytes(measured[name]) / GIB:.2f} GiB", file=sys.stderr, flush=True)
     config, model = case.config(), case.model()
     held = memory_table(config, model)
     return asdict(case) | {
         "case": case.name,
         "mesh": [config.mesh.data, config.mesh.fsdp, config.mesh.tensor],
-        "memory": int(CHIPS[case.chip].memory_gib * GIB),
+        "memory": case.topology.memory,
         "parameters": held["parameters"],
         "moments": held["optimiser"],
         "reference": held["reference"],
@@ -116,9 +116,9 @@ def estimated_seconds(case: Case) -> dict[str, float]:
     micro_batches = math.ceil(SEQUENCES * (PROMPT + RESPONSE) / config.train.row_tokens / devices)
     part = count_parameters(model)["total"] / config.mesh.tensor  # what one chip multiplies with
     passes = 2 * 4 * part  # bfloat16 weights: reference, forwards, computed again, backwards
-    state = 4 * update_bytes(config, count_parameters(model)["total"], 0) / case.chips
+    state = 4 * update_bytes(config, count_parameters(model)["total"], 0) / case.topology.chips
     return {
-        "operations": operations / case.chips / CHIPS[case.chip].flops,
+        "operations": operations / case.topology.chips / CHIPS[case.chip].flops,
         "memory": (state + micro_batches * (passes + 8 * part)) / CHIPS[case.chip].memory_bytes_per_s,
         "links": micro_batches * (passes + 4 * part) / CHIPS[case.chip].link_bytes_per_s,
     }
