@@ -2,7 +2,7 @@
 
 The model of the temporaries was fitted to what the compilers say (benchmarks/): for TPUs tpu_training_programs.md and
 tpu_rollout_programs.md, for GPUs plan_gpu.json; bfloat16 compute. How far it is off there: on TPUs update at most 15 %, the
-reference's pass 16 %, rollout 15 %, and no more in plan_tpu.json, whose plans were made afterwards; on GPUs 13 %.
+reference's pass 16 %, rollout 15 %, and no more in plan_tpu.json, whose plans were made afterwards; on GPUs 13, 24 and 16 %.
 `jaxgrpo plan` prints the compiler's own figures beside it where it is installed.
 """
 
@@ -78,7 +78,7 @@ def _score_temporaries(config: Config, model: ModelConfig, topology: Topology) -
     chunk, states = config.train.logit_chunk * model.vocab * 4 / tensor, config.train.row_tokens * model.embed * 4
     if not topology.chip.is_tpu:
         gathered = fsdp > 1 or config.train.offload == "all"
-        copies = {1: 2 if gathered else 0, 2: 2.5}.get(fsdp, 1)
+        copies = {1: 2 if gathered else 0, 2: 2.5}.get(fsdp, 1.2)
         return int(chunk + (2 if tensor == 1 else 6) * states + copies * head + gathered * _layer_bytes(model, tensor))
     summed = topology.chip.name == "v5p" and fsdp >= 64
     copies = 3 if summed or (model.tied and model.embed // fsdp % 128) else 1

@@ -1,5 +1,6 @@
 """`jaxgrpo plan CONFIG --topology v5p:4x4x8`: whether a run fits a slice, and what it would take there."""
 
+import itertools
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -67,14 +68,16 @@ def make_plan(config: Config, model: ModelConfig, topology: Topology, assumption
 
 
 def suggest(config: Config, model: ModelConfig, topology: Topology, assumptions: Assumptions) -> list[Plan]:
-    """Plans that fit, over `mesh.tensor` and `train.row_tokens`, the fastest first."""
+    """Plans that fit, over the mesh and `train.row_tokens`, the fastest first. On several machines of GPUs the state may lie
+    once on all of them or once on each (`mesh.data`)."""
     longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
     plans = []
-    for tensor in (1, 2, 4, 8):
-        if model.heads % tensor or topology.chips % tensor or tensor > topology.chip.per_host * 2:
+    copies = {1} if topology.chip.is_tpu else {1, topology.hosts}
+    for tensor, data in itertools.product((1, 2, 4, 8), sorted(copies)):
+        if model.heads % tensor or topology.chips % (tensor * data) or tensor > topology.chip.per_host * 2:
             continue
         for tokens in sorted({max(tokens, -(-longest // 128) * 128) for tokens in ROW_TOKENS}):
-            changes = {"mesh.data": 1, "mesh.fsdp": 0, "mesh.tensor": tensor, "train.row_tokens": tokens}
+            changes = {"mesh.data": data, "mesh.fsdp": 0, "mesh.tensor": tensor, "train.row_tokens": tokens}
             try:
                 plan = make_plan(replace(config, changes), model, topology, assumptions)
             except (ConfigError, MeshError):
@@ -98,9 +101,8 @@ def remedy(config: Config, model: ModelConfig, topology: Topology, assumptions: 
             if found:
                 other = [] if place == topology else [f"--topology {place.name}"]
                 mesh = found[0].config.mesh
+                changes |= {f"mesh.{axis}": size for axis, size in asdict(mesh).items() if axis != "data" or size > 1}
                 changes |= {
-                    "mesh.fsdp": mesh.fsdp,
-                    "mesh.tensor": mesh.tensor,
                     "train.row_tokens": found[0].config.train.row_tokens,
                 }
                 return " ".join([*other, *(f"{key}={value}" for key, value in changes.items())])
@@ -186,7 +188,7 @@ def _no_fit(config: Config, model: ModelConfig, topology: Topology, assumptions:
 def _suggestions(plans: list[Plan], a: Assumptions) -> str:
     rows = [
         [
-            f"mesh.fsdp={p.config.mesh.fsdp} mesh.tensor={p.config.mesh.tensor}",
+            " ".join(f"mesh.{axis}={size}" for axis, size in asdict(p.config.mesh).items()),
             f"{p.config.train.row_tokens:,}",
             f"{p.step_s:.1f}",
             f"{p.tokens_per_s(a):,.0f}",

@@ -38,9 +38,11 @@ def phase_seconds(config: Config, model: ModelConfig, topology: Topology, a: Ass
     forward = counter.packed(prompts, responses, shared=shared)
     body = counter.packed(prompts, responses, shared=shared, output=False)
     rate, memory_rate = chips * chip.flops * a.compute, chip.memory_bytes_per_s * a.bandwidth
+    network_rate = chip.network_bytes_per_s * a.bandwidth
+    # Weights are gathered over fsdp: between the machines of GPUs where one machine does not hold them all.
     link_rate = chip.link_bytes_per_s * a.bandwidth
-    if c.mesh.tensor > chip.per_host or (not chip.is_tpu and chips > chip.per_host):
-        link_rate = chip.network_bytes_per_s * a.bandwidth  # weights are gathered between machines
+    if not chip.is_tpu and c.mesh.fsdp * c.mesh.tensor > chip.per_host:
+        link_rate = network_rate
     total = count_parameters(model)["total"]
     devices = c.mesh.data * c.mesh.fsdp
     tokens = groups * (samples * a.response + (a.prompt if shared else samples * a.prompt))
@@ -50,8 +52,8 @@ def phase_seconds(config: Config, model: ModelConfig, topology: Topology, a: Ass
     updates = groups // c.train.minibatch_prompts
     scored = (c.algo.kl_coef > 0) + (c.algo.old_logprobs == "recompute") * (updates - 1) / updates
 
-    def longest(operations: float, read: float, gathered: float) -> float:
-        return max(operations / rate, read / memory_rate, gathered / link_rate)
+    def longest(operations: float, read: float, gathered: float, summed: float = 0.0) -> float:
+        return max(operations / rate, read / memory_rate, gathered / link_rate + summed / network_rate)
 
     weights = memory_table(c, model)["rollout weights"]
     seconds = {
@@ -61,6 +63,7 @@ def phase_seconds(config: Config, model: ModelConfig, topology: Topology, a: Ass
             3 * forward + (c.train.remat == "layer") * body,
             updates * update_bytes(c, total, 0) / chips + micro_batches * (2 * passes_back + 12) * part,
             micro_batches * (2 * passes_back + 4) * part,
+            micro_batches * (c.mesh.data > 1) * 2 * 2 * part / c.mesh.fsdp,  # gradients, between the copies of the state
         ),
         "sync": weights / link_rate,
     }

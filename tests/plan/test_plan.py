@@ -179,6 +179,16 @@ def test_every_size_has_a_slice_on_which_it_fits(size, name):
     assert best.tokens_per_s(Assumptions()) * best.step_s == pytest.approx(4096 * 1100)
 
 
+def test_machines_of_gpus_keep_a_copy_of_the_state_each_where_it_fits():
+    """Gradients then cross the slow network between them, not the weights of every micro-batch."""
+    model, place = model_of("14b"), parse_topology("h100:16")
+    best = suggest(Config(), model, place, Assumptions())[0]
+    assert (best.config.mesh.data, best.config.mesh.fsdp * best.config.mesh.tensor) == (2, 8)
+    spread = make_plan(replace(Config(), {"mesh.fsdp": 16}), model, place, Assumptions())
+    assert best.seconds["update"] < 0.5 * spread.seconds["update"]
+    assert best.memory.table["parameters"] == pytest.approx(2 * spread.memory.table["parameters"], rel=0.001)  # but for norms
+
+
 def test_what_does_not_fit_names_a_change_that_does():
     topology, model = parse_topology("v5e:4x4"), model_of("7b")
     change = remedy(Config(), model, topology, Assumptions())
