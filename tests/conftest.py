@@ -27,9 +27,9 @@ def small_disk(tmp_path):
 
 def pytest_sessionfinish(session, exitstatus):
     """In continuous integration a test that is skipped is a test that nobody notices to be missing: it fails the run."""
-    if os.environ.get("CI") != "true" or exitstatus != 0:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")  # of several processes only the first has one
+    if os.environ.get("CI") != "true" or exitstatus != 0 or reporter is None:
         return
-    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     skipped = [report for report in reporter.stats.get("skipped", []) if not _expected(str(report.longrepr))]
     if skipped:
         reporter.write_line(f"unexpected skips: {', '.join(sorted({report.nodeid for report in skipped}))}", red=True)
