@@ -53,6 +53,7 @@ class RolloutConfig:
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     weights: Literal["", "int8"] = ""  # of the sampler's matrices; "": rollout.dtype. With int8 set algo.tis_cap
     cache_dtype: Literal["", "int8"] = ""  # of the KV cache; "": rollout.dtype
+    attention: Literal["", "xla", "ragged", "triton"] = ""  # of decoding; "": by the device
 
 
 @dataclass(frozen=True)
@@ -228,6 +229,7 @@ SERVING_KEYS = (  # what a server looks at
     "rollout.dtype",
     "rollout.weights",
     "rollout.cache_dtype",
+    "rollout.attention",
 )
 EVALUATION_KEYS = (
     *(key for key in SERVING_KEYS if key.rpartition(".")[2] not in ("temperature", "top_k", "top_p", "min_p")),

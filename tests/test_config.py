@@ -27,6 +27,7 @@ CHOICES = {
     "rollout.dtype": ["bfloat16", "float32"],
     "rollout.weights": ["", "int8"],
     "rollout.cache_dtype": ["", "int8"],
+    "rollout.attention": ["", "xla", "ragged", "triton"],
     "train.dtype": ["bfloat16", "float32"],
     "algo.kl": ["k1", "k2", "k3"],
     "algo.aggregation": ["token-mean", "seq-mean-token-mean"],

@@ -1,7 +1,7 @@
 """Attention of one new position a slot against the KV cache: the backends behind one function, and the bytes that each reads.
 
-`xla` runs everywhere and reads the whole cache. `ragged` is the Pallas kernel for TPU, which reads what the sequences fill;
-`interpret` is the same kernel step by step on any machine, to check its numbers.
+`xla` runs everywhere and reads the whole cache. `ragged` and `triton` are the Pallas kernels for TPUs and for GPUs, which read
+what the sequences fill; `interpret` and `interpret-triton` are these kernels step by step on any machine, to check numbers.
 
 Shapes: n blocks, B slots, T positions of a block, N query heads, K kv heads, H head size.
 """
@@ -12,15 +12,29 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
+from jaxgrpo.model import ragged_attention, ragged_gpu
 from jaxgrpo.model.attention import attend_blocks
-from jaxgrpo.model.ragged_attention import attend_ragged, supports, write_position
+from jaxgrpo.model.ragged_attention import write_position
 
-BACKENDS = ("xla", "ragged", "interpret")
+_KERNELS = {
+    "ragged": ragged_attention.attend_ragged,
+    "interpret": partial(ragged_attention.attend_ragged, interpret=True),
+    "triton": ragged_gpu.attend_ragged,
+    "interpret-triton": partial(ragged_gpu.attend_ragged, interpret=True),
+}
+BACKENDS = ("xla", *_KERNELS)
+
+
+def can_run(backend: str, platform: str, block: int, head_dim: int) -> bool:
+    """Whether the devices of `platform` compute with `backend` over a cache with these sizes."""
+    if backend == "ragged":
+        return platform == "tpu" and ragged_attention.supports(block, head_dim)
+    return backend != "triton" or (platform in ("gpu", "cuda") and ragged_gpu.supports(block, head_dim))
 
 
 def choose_backend(platform: str, block: int, head_dim: int) -> str:
-    """`ragged` where it can run and therefore reads less."""
-    return "ragged" if platform == "tpu" and supports(block, head_dim) else "xla"
+    """`ragged` where it can run and therefore reads less. `triton` must be asked for until a GPU has run it."""
+    return "ragged" if can_run("ragged", platform, block, head_dim) else "xla"
 
 
 def attend_cache(
@@ -37,18 +51,17 @@ def attend_cache(
     scales = () if k_scale_nBKT is None else (k_scale_nBKT, v_scale_nBKT)
     if backend == "xla":
         return attend_blocks(q_BNH, k_nBKHT, v_nBKTH, lengths_B, *scales)
-    kernel = partial(attend_ragged, interpret=backend == "interpret")
     heads = _head_axis(k_nBKHT.shape[2])
     cache = P(None, None, heads)
     specs = (P(None, heads), cache, cache, P(), *(cache for _ in scales))
-    return _per_chip(kernel, specs, P(None, heads))(q_BNH, k_nBKHT, v_nBKTH, lengths_B, *scales)
+    return _per_chip(_KERNELS[backend], specs, P(None, heads))(q_BNH, k_nBKHT, v_nBKTH, lengths_B, *scales)
 
 
 def write_cache(
     k_nBKHT: jax.Array, v_nBKTH: jax.Array, position_B: jax.Array, k_BKH: jax.Array, v_BKH: jax.Array, *, backend: str
 ) -> tuple[jax.Array, jax.Array]:
     """The cache with one position a slot replaced; a position behind the last block is dropped."""
-    if backend == "xla":
+    if backend not in ("ragged", "interpret"):
         B, T = position_B.shape[0], k_nBKHT.shape[-1]
         block_B, slot_B, at_B = position_B // T, np.arange(B), position_B % T
         return k_nBKHT.at[block_B, slot_B, :, :, at_B].set(k_BKH), v_nBKTH.at[block_B, slot_B, :, at_B].set(v_BKH)

@@ -11,8 +11,10 @@ import numpy as np
 
 from jaxgrpo.config import Config
 from jaxgrpo.model.config import ModelConfig
+from jaxgrpo.model.decode_attention import choose_backend
 from jaxgrpo.model.parameters import count_parameters
 from jaxgrpo.plan.topology import Topology
+from jaxgrpo.rollout.settings import block_length
 from jaxgrpo.train.accounting import FlopCounter, update_bytes
 from jaxgrpo.train.sizes import cache_bytes_per_slot, memory_table, shares_prompts
 
@@ -25,6 +27,7 @@ class Assumptions:
     response: int = 1000
     compute: float = 0.45
     bandwidth: float = 0.6
+    longest: float = 0.75  # of the limit: how far the longest of many sequences reaches, on average over a rollout
     tail: float = 1.15  # a rollout's last sequences keep few slots busy: its time over that of full slots
 
 
@@ -74,13 +77,17 @@ def phase_seconds(config: Config, model: ModelConfig, topology: Topology, a: Ass
 
 
 def _rollout_seconds(c: Config, model: ModelConfig, topology: Topology, a: Assumptions, sequences: int, prompts: int) -> float:
-    """Prefill every prompt once, then decode: each step of a replica reads its weights and the cache of its busy slots."""
+    """Prefill every prompt once, then decode: each step of a replica reads its weights and the cache of its slots, as far as
+    each is filled where a ragged kernel runs, else as far as the longest sequence of all reaches."""
     chip, counter = topology.chip, FlopCounter.of(model)
     replicas = topology.chips // c.rollout.tensor
     slots = max(1, min(c.rollout.slots, sequences) // replicas)
     steps = math.ceil(sequences / replicas / slots) * a.response * a.tail
     longest = c.data.max_prompt_tokens + c.rollout.max_new_tokens
-    cache = slots * cache_bytes_per_slot(c, model) * min(1.0, (a.prompt + a.response / 2) / longest)
+    platform = "tpu" if chip.is_tpu else "gpu"
+    backend = c.rollout.attention or choose_backend(platform, block_length(longest), model.head_dim)
+    filled = min(1.0, (a.prompt + a.response / 2) / longest)
+    cache = slots * cache_bytes_per_slot(c, model) * (max(filled, a.longest) if backend == "xla" else filled)
     read = (memory_table(c, model)["rollout weights"] + cache) / (chip.memory_bytes_per_s * a.bandwidth)
     token = (counter.per_token + counter.per_pair * (a.prompt + a.response / 2)) / c.rollout.tensor
     multiplied = slots * token / (chip.flops * a.compute)

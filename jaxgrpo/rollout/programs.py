@@ -62,7 +62,7 @@ def _prompt_attention(settings: EngineSettings, mesh, tokens_RT) -> Callable:
     ones_RT = jnp.ones_like(tokens_RT)
     if attention_backend(mesh, settings.dtype) == "cudnn":
         return partial(jax.nn.dot_product_attention, is_causal=True, implementation="cudnn")
-    if settings.attention != "xla" and T % SPLASH_TILE == 0 and R % mesh.shape["replica"] == 0:
+    if settings.attention in ("ragged", "interpret") and T % SPLASH_TILE == 0 and R % mesh.shape["replica"] == 0:
         backend = "splash" if settings.attention == "ragged" else settings.attention
         return packed_attention(backend, None, ones_RT, mesh)
     mask_R1TT = causal_mask(ones_RT)

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 
 from jaxgrpo.errors import UserError
-from jaxgrpo.model.decode_attention import BACKENDS, choose_backend
+from jaxgrpo.model.decode_attention import BACKENDS, can_run, choose_backend
 
 
 class EngineError(UserError):
@@ -51,7 +51,12 @@ class EngineSettings:
         object.__setattr__(self, "weights", self.weights or self.dtype)
 
     def on(self, platform: str, head_dim: int) -> "EngineSettings":
-        """These settings with what they leave to the platform filled in."""
+        """These settings with what they leave to the platform filled in. EngineError for attention that it does not have."""
+        if not can_run(self.attention, platform, self.block, head_dim):
+            raise EngineError(
+                f"rollout.attention={self.attention} does not run on a {platform} device with heads of {head_dim} in blocks of "
+                f"{self.block}: leave it out, or say xla."
+            )
         return replace(self, attention=self.attention or choose_backend(platform, self.block, head_dim))
 
     def check(self, vocab: int, replicas: int) -> None:

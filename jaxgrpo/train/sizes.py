@@ -119,6 +119,7 @@ def engine_settings(config: Config, stop_ids: tuple[int, ...], pad_id: int) -> E
         dtype=c.dtype,
         weights=c.weights,
         cache_dtype=c.cache_dtype,
+        attention=c.attention,
         truncate=config_sampling(config).truncates(),
     )
 
