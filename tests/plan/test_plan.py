@@ -19,7 +19,7 @@ from jaxgrpo.plan.gpus import is_compiler_installed
 from jaxgrpo.plan.memory import memory
 from jaxgrpo.plan.run import make_plan, remedy, suggest
 from jaxgrpo.plan.timing import Assumptions
-from jaxgrpo.plan.topology import TopologyError, parse_topology
+from jaxgrpo.plan.topology import CHIPS, TopologyError, parse_topology
 from jaxgrpo.train.sizes import GIB, resolve_sizes
 from tests.run.commands import ROOT
 
@@ -156,13 +156,25 @@ def test_programs_with_state_in_host_memory_compile_for_a_tpu(tmp_path):
     assert found["temporaries"]["update"] == pytest.approx(found["compiler_temporaries"]["update"], rel=0.25)
 
 
+needs_cuda_compiler = pytest.mark.skipif(not is_compiler_installed(), reason="EXTRAS=cuda,test launch/test.sh installs it")
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not is_compiler_installed(), reason="the CUDA compiler is not installed: EXTRAS=cuda,test launch/test.sh")
+@needs_cuda_compiler
 @pytest.mark.parametrize("row", compiled_plans("plan_gpu.json"), ids=lambda row: f"{row['size']}-{row['topology']}")
 def test_gpu_programs_compile_and_take_what_is_written_down(row, tmp_path):
     arguments = f"configs/qwen2.5-{row['size']}.yaml", f"model=random:qwen2.5-{row['size']}", "--topology", row["topology"]
     found = compiled_now(tmp_path / "plan.json", *arguments, *row["overrides"])
     assert found["compiler_peaks"] == pytest.approx(row["compiler_peaks"], rel=0.03)
+
+
+@pytest.mark.slow
+@needs_cuda_compiler
+@pytest.mark.parametrize("chip", [chip.name for chip in CHIPS.values() if not chip.is_tpu])
+def test_the_decoding_kernel_compiles_for_every_gpu(chip, tmp_path):
+    arguments = "configs/qwen2.5-0.5b.yaml", "model=random:qwen2.5-0.5b", "--topology", f"{chip}:1"
+    found = compiled_now(tmp_path / "plan.json", *arguments, "rollout.attention=triton")
+    assert found["compiler_peaks"]["rollout"] <= found["memory"]
 
 
 @pytest.mark.parametrize(
