@@ -90,7 +90,7 @@ def command_line() -> argparse.ArgumentParser:
         "when it dies. SIGTERM or Ctrl-C lets running requests end, for 5 seconds. There is no authentication.",
         epilog="keys: seed, data.max_prompt_tokens, data.tokenizer, rollout.temperature, rollout.top_k, rollout.top_p, "
         "rollout.min_p, rollout.max_new_tokens, rollout.slots, rollout.cache_gib, rollout.tensor, rollout.dtype, "
-        "rollout.weights, rollout.cache_dtype",
+        "rollout.weights, rollout.cache_dtype, rollout.attention",
     )
     serve.add_argument(
         "checkpoint",
