@@ -142,7 +142,7 @@ def run_plan(path: str, overrides: list[str], topology: str, options) -> None:
         measured = compiler_figures(plan)
     else:
         maker, extra = ("TPU", "tpu") if place.chip.is_tpu else ("CUDA", "cuda")
-        say(f"the {maker} compiler is not installed (pip install 'jaxgrpo[{extra}]'): figures by model only")
+        say(f"the {maker} compiler is not installed (pip install '.[{extra}]' in the clone): figures by model only")
     say(_described(plan, measured, assumptions))
     if options.json:
         write_whole(Path(options.json), json.dumps(as_json(plan, measured, assumptions), indent=2) + "\n")
