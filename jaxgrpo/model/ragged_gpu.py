@@ -73,21 +73,22 @@ def _attend_one_head(length, q_GH, k_nHT, v_nTH, *rest, block: int):
     exact = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
     dot = partial(jnp.dot, precision=exact, preferred_element_type=jnp.float32)
 
+    per_block = jnp.int32(block // TILE)
+
     def tile(index, carry):
         largest_G, total_G, values_GH = carry
-        per_block = jnp.int32(block // TILE)
-        here = jax.lax.div(index, per_block), pl.ds(jax.lax.rem(index, per_block) * TILE, TILE)
-        scores_GS = dot(q, k_nHT[here[0], :, here[1]].astype(q.dtype))
+        n, S = jax.lax.div(index, per_block), pl.ds(jax.lax.rem(index, per_block) * TILE, TILE)
+        scores_GS = dot(q, k_nHT[n, :, S].astype(q.dtype))
         if scales:
-            scores_GS *= scales[0][here][None]
+            scores_GS *= scales[0][n, S][None]
         seen_S = index * TILE + jax.lax.broadcasted_iota(jnp.int32, (TILE,), 0) < end
         scores_GS = jnp.where(seen_S[None], scores_GS, MASKED)
         new_G = jnp.maximum(largest_G, jnp.max(scores_GS, axis=1))
         weights_GS, shrink_G = jnp.exp(scores_GS - new_G[:, None]), jnp.exp(largest_G - new_G)
         total_G = total_G * shrink_G + jnp.sum(weights_GS, axis=1)
         if scales:
-            weights_GS *= scales[1][here][None]
-        v_SH = v_nTH[here[0], here[1], :].astype(q.dtype)
+            weights_GS *= scales[1][n, S][None]
+        v_SH = v_nTH[n, S, :].astype(q.dtype)
         values_GH = values_GH * shrink_G[:, None] + dot(weights_GS.astype(q.dtype), v_SH)
         return new_G, total_G, values_GH
 

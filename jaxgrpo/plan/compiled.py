@@ -36,34 +36,35 @@ def described_devices(topology: Topology) -> list:
     return gpus.described_gpus(topology)
 
 
+def _trainer_mesh(config, topology: Topology):
+    from jaxgrpo.parallel.mesh import trainer_mesh
+
+    return trainer_mesh((config.mesh.data, config.mesh.fsdp, config.mesh.tensor), described_devices(topology))
+
+
 def training_programs(config, model, topology: Topology) -> Iterator[tuple]:
     """(name, function, abstract arguments) of the update and of the reference's pass of a resolved config on all devices."""
     import jax
     import jax.numpy as jnp
     import numpy as np
 
-    from jaxgrpo.parallel.mesh import trainer_mesh
     from jaxgrpo.train.optimizer import make_optimizer
     from jaxgrpo.train.rows import pack
     from jaxgrpo.train.sizes import row_shapes
-    from jaxgrpo.train.state import abstract_state, host_shardings
+    from jaxgrpo.train.state import abstract_params, abstract_state, host_shardings, parameter_shardings
     from jaxgrpo.train.step import make_score, make_update, rows_sharding
 
-    mesh = trainer_mesh((config.mesh.data, config.mesh.fsdp, config.mesh.tensor), described_devices(topology))
+    mesh = _trainer_mesh(config, topology)
     optimizer, temperature = make_optimizer(config.optim), config.rollout.temperature
-    sequences, platform = config.train.minibatch_prompts * config.rollout.samples, "tpu" if topology.chip.is_tpu else "gpu"
-    shape = row_shapes(config, sequences, platform)[0]
+    shape = row_shapes(config, config.train.minibatch_prompts * config.rollout.samples, topology.chip.platform)[0]
     rows = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=rows_sharding(mesh)), pack([], shape, pad_id=0)[0]
     )
     logp, used = rows.behaviour_logp, jax.ShapeDtypeStruct((), np.int32)
     offload = config.train.offload
     state = abstract_state(model, optimizer, mesh, offload != "none")
-    shardings = {name: leaf.sharding for name, leaf in state.params.items()}
-    shardings = host_shardings(shardings) if offload == "all" else shardings
-    reference = {
-        name: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16, sharding=shardings[name]) for name, leaf in state.params.items()
-    }
+    shardings = parameter_shardings(model, mesh)
+    reference = abstract_params(model, host_shardings(shardings) if offload == "all" else shardings, jnp.bfloat16)
     update = make_update(model, config.train, config.algo, temperature, config.optim.clip_norm, optimizer, mesh)
     yield "update", update, (state, rows, logp, logp if config.algo.kl_coef else None, used)
     yield "score", make_score(model, config.train, temperature, mesh), (reference, rows, used)
@@ -72,19 +73,12 @@ def training_programs(config, model, topology: Topology) -> Iterator[tuple]:
 def handover_program(config, model, topology: Topology) -> tuple:
     """(function, abstract arguments) of the weights' way from the trainer's mesh to a copy on every host, over all devices in
     host-major order: jit would refuse an output on another order."""
-    import jax
-
-    from jaxgrpo.model.parameters import abstract_parameters
-    from jaxgrpo.parallel.mesh import hosts_mesh, trainer_mesh
+    from jaxgrpo.parallel.mesh import hosts_mesh
     from jaxgrpo.rollout.layout import make_handover
-    from jaxgrpo.train.state import parameter_shardings
+    from jaxgrpo.train.state import abstract_params, parameter_shardings
 
-    mesh = trainer_mesh((config.mesh.data, config.mesh.fsdp, config.mesh.tensor), described_devices(topology))
-    shardings = parameter_shardings(model, mesh)
-    params = {
-        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[name])
-        for name, leaf in abstract_parameters(model).items()
-    }
+    mesh = _trainer_mesh(config, topology)
+    params = abstract_params(model, parameter_shardings(model, mesh))
     across = hosts_mesh(mesh, config.rollout.tensor)
     return make_handover(model, across, config.rollout.dtype, config.rollout.weights or config.rollout.dtype), (params,)
 

@@ -135,12 +135,10 @@ def run_plan(path: str, overrides: list[str], topology: str, options) -> None:
         except ConfigError as error:
             raise DoesNotFit(f"{error} " + _no_fit(config, model, place, assumptions)) from None
     measured = CompilerFigures({}, {})
-    if options.no_compile:
-        pass
-    elif compiled.is_available(place.chip):
+    if not options.no_compile and compiled.is_available(place.chip):
         say("compiling for these chips, some minutes (--no-compile does without) ...")
         measured = compiler_figures(plan)
-    else:
+    elif not options.no_compile:
         maker, extra = ("TPU", "tpu") if place.chip.is_tpu else ("CUDA", "cuda")
         say(f"the {maker} compiler is not installed (pip install '.[{extra}]' in the clone): figures by model only")
     say(_described(plan, measured, assumptions))

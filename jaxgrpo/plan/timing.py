@@ -37,7 +37,7 @@ def phase_seconds(config: Config, model: ModelConfig, topology: Topology, a: Ass
     c, counter = config, FlopCounter.of(model)
     groups, samples = c.data.prompts_per_step, c.rollout.samples
     prompts, responses = np.full(groups, a.prompt), np.full((groups, samples), a.response)
-    shared = shares_prompts("tpu" if chip.is_tpu else "gpu")
+    shared = shares_prompts(chip.platform)
     forward = counter.packed(prompts, responses, shared=shared)
     body = counter.packed(prompts, responses, shared=shared, output=False)
     rate, memory_rate = chips * chip.flops * a.compute, chip.memory_bytes_per_s * a.bandwidth
@@ -84,8 +84,7 @@ def _rollout_seconds(c: Config, model: ModelConfig, topology: Topology, a: Assum
     slots = max(1, min(c.rollout.slots, sequences) // replicas)
     steps = math.ceil(sequences / replicas / slots) * a.response * a.tail
     longest = c.data.max_prompt_tokens + c.rollout.max_new_tokens
-    platform = "tpu" if chip.is_tpu else "gpu"
-    backend = c.rollout.attention or choose_backend(platform, block_length(longest), model.head_dim)
+    backend = c.rollout.attention or choose_backend(chip.platform, block_length(longest), model.head_dim)
     filled = min(1.0, (a.prompt + a.response / 2) / longest)
     cache = slots * cache_bytes_per_slot(c, model) * (max(filled, a.longest) if backend == "xla" else filled)
     read = (memory_table(c, model)["rollout weights"] + cache) / (chip.memory_bytes_per_s * a.bandwidth)

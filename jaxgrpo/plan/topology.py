@@ -34,6 +34,11 @@ class Chip:
         return self.kind.startswith("TPU")
 
     @property
+    def platform(self) -> str:
+        """As jax calls it."""
+        return "tpu" if self.is_tpu else "gpu"
+
+    @property
     def flops(self) -> float:
         return PEAK_BF16_FLOPS[self.kind]
 

@@ -15,7 +15,7 @@ from eval.sampling import Outcome, dealt_together, outcomes, pass_at_1, sample_a
 from jaxgrpo.config import Config, ConfigError, replace
 from jaxgrpo.data import DATA_SOURCE, EncodedPrompt, load_tokenizer
 from jaxgrpo.model.hf import load_params
-from jaxgrpo.model.parameters import abstract_parameters, count_parameters
+from jaxgrpo.model.parameters import count_parameters
 from jaxgrpo.model.source import ModelSource, resolve_model
 from jaxgrpo.parallel import hosts
 from jaxgrpo.parallel.mesh import hosts_mesh, rollout_mesh, trainer_mesh
@@ -30,7 +30,7 @@ from jaxgrpo.train.dataset import TrainingPrompts, asks_for_code, check_local_fi
 from jaxgrpo.train.optimizer import make_optimizer
 from jaxgrpo.train.rows import Rows, RowShape, Sequence, pack, pack_tightest
 from jaxgrpo.train.sizes import device_memory, engine_settings, resolve_sizes, row_shapes
-from jaxgrpo.train.state import TrainState, abstract_state, init_state, parameter_shardings
+from jaxgrpo.train.state import TrainState, abstract_params, abstract_state, init_state, parameter_shardings
 from jaxgrpo.train.step import make_score, make_update, rows_sharding
 
 SUITE = "heldout"
@@ -120,11 +120,7 @@ class Job:
         return load_params(self.source, dtype=jnp.float32, mesh=self.mesh, seed=self.config.seed)
 
     def abstract_params(self) -> dict:
-        shardings = parameter_shardings(self.model, self.mesh)
-        return {
-            name: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=shardings[name])
-            for name, shape in abstract_parameters(self.model).items()
-        }
+        return abstract_params(self.model, parameter_shardings(self.model, self.mesh))
 
     def abstract_state(self) -> TrainState:
         return abstract_state(self.model, self.optimizer, self.mesh, self.config.train.offload != "none")

@@ -52,6 +52,12 @@ def state_shardings(config: ModelConfig, optimizer: optax.GradientTransformation
     return TrainState(shardings, opt_shardings)
 
 
+def abstract_params(config: ModelConfig, shardings: dict, dtype=jnp.float32) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of every parameter with its sharding."""
+    shapes = abstract_parameters(config, dtype)
+    return {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[name]) for name, x in shapes.items()}
+
+
 def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation, mesh, offloaded=False) -> TrainState:
     """ShapeDtypeStructs with shardings: the target of a restore, and what a compilation ahead of time needs."""
     params = abstract_parameters(config)

@@ -1,6 +1,5 @@
 """`jaxgrpo plan`: topologies, memory against the compiler's committed figures, remedies, and the simulation for scale."""
 
-import importlib.util
 import json
 import os
 import re
@@ -15,7 +14,7 @@ from jaxgrpo.cli import main
 from jaxgrpo.config import Config, load_config, replace
 from jaxgrpo.model.source import resolve_model
 from jaxgrpo.plan import scale
-from jaxgrpo.plan.gpus import is_compiler_installed
+from jaxgrpo.plan.compiled import is_available
 from jaxgrpo.plan.memory import memory
 from jaxgrpo.plan.run import make_plan, remedy, suggest
 from jaxgrpo.plan.timing import Assumptions
@@ -139,9 +138,7 @@ def compiled_now(path: Path, *arguments: str) -> dict:
     return json.loads(path.read_text())
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: EXTRAS=test,tpu launch/test.sh"
-)
+@pytest.mark.skipif(not is_available(CHIPS["v5e"]), reason="libtpu is not installed: EXTRAS=test,tpu launch/test.sh")
 @pytest.mark.timeout(900)
 def test_programs_with_state_in_host_memory_compile_for_a_tpu(tmp_path):
     """The moments, in bfloat16, and the reference leave the chip; nothing else grows by more than they were."""
@@ -156,7 +153,7 @@ def test_programs_with_state_in_host_memory_compile_for_a_tpu(tmp_path):
     assert found["temporaries"]["update"] == pytest.approx(found["compiler_temporaries"]["update"], rel=0.25)
 
 
-needs_cuda_compiler = pytest.mark.skipif(not is_compiler_installed(), reason="EXTRAS=cuda,test launch/test.sh installs it")
+needs_cuda_compiler = pytest.mark.skipif(not is_available(CHIPS["h200"]), reason="EXTRAS=cuda,test launch/test.sh installs it")
 
 
 @pytest.mark.slow
