@@ -98,7 +98,7 @@ def measured(run_dir: str) -> tuple[np.ndarray, Phases]:
 
     run = Path(run_dir)
     steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    steps = [step for step in steps if "rollout_s" in step]
+    steps = [step for step in steps if step.get("rollout_s")]
     evaluations = sorted(run.glob("eval/heldout-*.jsonl"), key=lambda path: int(path.stem.rpartition("-")[2]))
     if not steps or not evaluations:
         raise ValueError(f"{run} holds no finished step, or no evaluation: nothing to scale from")

@@ -97,7 +97,8 @@ class Trainer:
         self.progress = Progress(job, run)
         self.checkpoints = Checkpoints(run.checkpoints, job.config.checkpoint)
         self.totals = Totals()
-        self.seconds: dict[str, float] = {}
+        self.seconds = dict.fromkeys(PHASES, 0.0)  # since the last line of metrics
+        self.line_at = time.perf_counter()  # when that was written
         self.micro_batches = 0  # of the last step's updates
         self.weights = None  # the sampler's copy of the policy; dropped during updates
         self.measured: dict = {}  # metrics of the last step
@@ -108,6 +109,7 @@ class Trainer:
         steps = self.config.train.steps
         state, done = self.start()
         self.progress.begin(done, self.run.metrics.read())
+        self.line_at = time.perf_counter()
         try:
             with self.stop_request.watched():
                 if done == 0:
@@ -125,7 +127,7 @@ class Trainer:
             self.checkpoints.close()
         if hosts.is_first():
             draw_learning_curve(self.run.metrics.read(), self.run.plots / "learning_curve.png", title=self.config.model)
-        self.progress.end(self.run.metrics.read(), best if self.config.checkpoint.best else None)
+        self.progress.end(self.run.metrics.read(), best if self.config.checkpoint.best else None, self.seconds["save_s"])
 
     def must_stop(self, step: int) -> bool:
         """Whether a host was asked to end; the same answer on all. With several hosts only JAX's preemption service knows of a
@@ -213,8 +215,6 @@ class Trainer:
 
     def step(self, state: TrainState, step: int) -> TrainState:
         """One GRPO step: P prompts x G samples, then P / minibatch updates."""
-        self.seconds = dict.fromkeys(PHASES, 0.0) | {"save_s": self.seconds.get("save_s", 0.0)}  # that of the step before
-        started = time.perf_counter()
         config = self.config
         prompts = self.job.prompts.at(step - 1)
         weights = self.sampler_weights(state)
@@ -244,8 +244,6 @@ class Trainer:
         record = measured | self.rollout_metrics(graded, rewards_PG, work) | {"policy_version": step - 1}
         last = step == config.train.steps
         record |= self.evaluate(state, step)
-        record["step_s"] = time.perf_counter() - started
-        record["other_s"] = record["step_s"] - sum(self.seconds[phase] for phase in PHASES if phase != "save_s")
         self.log(step, record)
         self.measured = record
         if step % config.checkpoint.every == 0 or last:
@@ -388,8 +386,12 @@ class Trainer:
         }
 
     def log(self, step: int, record: dict) -> None:
-        record = self.job.identity | {"step": step} | asdict(self.totals) | record | self.seconds
-        record["compilations"] = self.compilations.count
+        """Write the line of a step. Its seconds run from the line before, or from the loop's start, to this one."""
+        now = time.perf_counter()
+        step_s, spent = now - self.line_at, self.seconds
+        self.line_at, self.seconds = now, dict.fromkeys(PHASES, 0.0)
+        record = self.job.identity | {"step": step} | asdict(self.totals) | record | spent
+        record |= {"step_s": step_s, "other_s": step_s - sum(spent.values()), "compilations": self.compilations.count}
         if hosts.is_first():
             self.run.metrics.append(record)
         self.progress.step(step, record)
@@ -414,7 +416,7 @@ class Trainer:
         start = time.perf_counter()
         with jax.profiler.TraceAnnotation(name.removesuffix("_s")):
             yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        self.seconds[name] += time.perf_counter() - start
 
 
 def _host_seconds(graded: Graded) -> dict:

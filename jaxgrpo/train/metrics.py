@@ -10,7 +10,8 @@ import jax
 from jaxgrpo.storage import is_remote
 from jaxgrpo.whole_file import write_whole
 
-# Where the seconds of a step go. save_s is that of the step before: a step's line is written before its checkpoint.
+# Where the seconds between two lines go; other_s is what is left of step_s. A line is written before its own checkpoint, so its
+# save_s is what the save after the line before took of the loop's time, and 0 where there was none.
 PHASES = ("rollout_s", "grade_s", "score_s", "update_s", "sync_s", "eval_s", "save_s")
 # The only keys that may differ between two runs of the same seed.
 TIMING_SUFFIXES = ("_s", "_per_s")
@@ -71,6 +72,25 @@ def _step_of(line: bytes) -> int | None:
         return int(json.loads(line)["step"])
     except (KeyError, TypeError, ValueError):  # ValueError: not JSON, or not even text
         return None
+
+
+def phase_seconds(records: list[dict], last_save_s: float) -> tuple[dict[str, float], int]:
+    """Seconds of every phase over all lines and the save after the last of them, and how many lines are of the old kind.
+
+    Those carried the seconds of all saves of their process so far, in save_s but not in step_s: they are told by that, and the
+    difference to the line before is taken for the save."""
+    seconds = dict.fromkeys((*PHASES, "other_s"), 0.0)
+    seconds["save_s"] = last_save_s
+    old, saved = 0, 0.0
+    for record in records:
+        spent = {phase: record.get(phase) or 0.0 for phase in seconds}
+        if spent["save_s"] and sum(spent.values()) - (record.get("step_s") or 0.0) > spent["save_s"] / 2:
+            old += 1
+            carried, saved = saved, spent["save_s"]
+            spent["save_s"] -= carried if carried <= saved else 0.0  # less than before: of another process
+        for phase, value in spent.items():
+            seconds[phase] += value
+    return seconds, old
 
 
 class CompilationCounter:

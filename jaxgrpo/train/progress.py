@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxgrpo.parallel import hosts
-from jaxgrpo.train.metrics import PHASES
+from jaxgrpo.train.metrics import phase_seconds
 
 
 class Progress:
@@ -96,7 +96,8 @@ class Progress:
         if self.status:
             self.status.stop()
 
-    def end(self, records: list[dict], best_checkpoint: tuple[int, float] | None) -> None:
+    def end(self, records: list[dict], best_checkpoint: tuple[int, float] | None, last_save_s: float) -> None:
+        """The closing tables. last_save_s: the loop's seconds after the last line, for the save of the last step."""
         table = Table(title="result", title_justify="left", show_header=False)
         tested = [r for r in records if r.get("test_loss") is not None]
         if tested:
@@ -113,7 +114,7 @@ class Progress:
         if last["grader_errors"] or last["skipped_updates"]:
             table.add_row("grader errors, skipped updates", f"{last['grader_errors']}, {last['skipped_updates']}")
         self.console.print(table)
-        self.console.print(phase_table(records))
+        self.console.print(phase_table(records, last_save_s))
         run = self.run.path
         self.say(f"curve     {self.run.plots / 'learning_curve.png'}")
         self.say(f"metrics   {self.run.metrics.path}")
@@ -131,17 +132,19 @@ class Progress:
             self.say(f"  {jaxgrpo} {command:<60} # {what}")
 
 
-def phase_table(records: list[dict]) -> Table:
-    """Where the time of all steps went: seconds, their share, and seconds a step."""
+def phase_table(records: list[dict], last_save_s: float) -> Table:
+    """Where the time of all lines and of the save after the last went: seconds, their share, and seconds a step."""
     table = Table(title="where the time went", title_justify="left")
     for heading in ("phase", "seconds", "share", "seconds a step"):
         table.add_column(heading, justify="left" if heading == "phase" else "right")
-    steps = [record for record in records if "step_s" in record]
-    seconds = {phase: sum(record.get(phase, 0.0) for record in steps) for phase in (*PHASES, "other_s")}
+    steps = sum(record["step"] > 0 for record in records)
+    seconds, old = phase_seconds(records, last_save_s)
     whole = sum(seconds.values())
     for phase, value in seconds.items():
         share = value / whole if whole else 0.0
-        table.add_row(phase.removesuffix("_s"), f"{value:.1f}", f"{share:.0%}", f"{value / max(len(steps), 1):.2f}")
+        table.add_row(phase.removesuffix("_s"), f"{value:.1f}", f"{share:.0%}", f"{value / max(steps, 1):.2f}")
+    if old:
+        table.caption = f"save of {old} older lines, which added all saves up: taken as the difference to the line before"
     return table
 
 
