@@ -15,6 +15,7 @@ import yaml
 
 from jaxgrpo.data import DATA_SOURCE, DataError, Problem, heldout_problems
 from jaxgrpo.data.files import problems_of, read_rows
+from jaxgrpo.typed_text import from_home, read_text
 
 _FOLDER = Path(__file__).with_name("suites")
 
@@ -84,9 +85,9 @@ def load_suite(name: str) -> Suite:
         hint = f"did you mean {near[0]}?" if near else known
         raise DataError(f"there is no suite {name!r}; {hint}")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_text(path.read_text(encoding="utf-8"))  # every key is text
         values = {"title": path.stem} | values | {"name": path.stem}
-        values["files"] = tuple(values.get("files", ()))
+        values["files"] = tuple(map(from_home, values.get("files", ())))
         suite = Suite(**values)
     except (yaml.YAMLError, TypeError, UnicodeDecodeError) as error:
         keys = ", ".join(field.name for field in dataclasses.fields(Suite) if field.name != "name")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jaxgrpo import __version__
 from jaxgrpo.errors import UserError
+from jaxgrpo.typed_text import from_home
 
 DONE, FAILED = 0, 1
 
@@ -31,6 +32,13 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"unrecognised arguments: {' '.join(rest)}")
     if rest:
         arguments.overrides += rest
+    for name, value in vars(arguments).items():  # `~/` behind --out= or in quotes, which the shell leaves as it is
+        if isinstance(value, str | list):
+            setattr(
+                arguments,
+                name,
+                from_home(value) if isinstance(value, str) else [from_home(v) if isinstance(v, str) else v for v in value],
+            )
     return arguments.run(arguments)
 
 

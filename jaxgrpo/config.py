@@ -8,7 +8,8 @@ import dataclasses
 import difflib
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import cache
+from typing import Any, Literal, get_type_hints
 
 import yaml
 from omegaconf import OmegaConf
@@ -16,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from jaxgrpo.errors import UserError
 from jaxgrpo.storage import is_remote, location
+from jaxgrpo.typed_text import read_text, split_override, typed
 
 
 class ConfigError(UserError):
@@ -247,8 +249,9 @@ EVALUATION_KEYS = (
 def load_config(path: str | None, overrides: list[str] = (), values: dict[str, Any] | None = None) -> Config:
     """Read a YAML file (None: defaults only), apply `key=value` overrides and then `values` by dotted key, check everything.
 
-    Raises ConfigError for a missing or malformed file, an unknown key (with the nearest known one), a value of the wrong type
-    or out of range, and sizes that do not divide.
+    A key of type text takes what was typed, with the home directory for a leading `~/`. Raises ConfigError for a missing or
+    malformed file, an unknown key (with the nearest known one), a value of the wrong type or out of range, and sizes that do
+    not divide.
     """
     tree = OmegaConf.structured(Config)
     layers = []
@@ -260,7 +263,7 @@ def load_config(path: str | None, overrides: list[str] = (), values: dict[str, A
     for origin, layer in layers:
         _check_keys(layer, origin)
         try:
-            tree = OmegaConf.merge(tree, layer)
+            tree = OmegaConf.merge(tree, _typed_layer(layer, origin))
         except OmegaConfBaseException as error:
             raise ConfigError(f"{origin}: {_first_line(error)}") from None
     try:
@@ -272,27 +275,56 @@ def load_config(path: str | None, overrides: list[str] = (), values: dict[str, A
 
 
 def read_mapping(path: str, kind: str, hint: str = "") -> dict:
-    """The `key: value` lines of a YAML file, called `kind` in messages; `hint` follows where it does not exist. ConfigError."""
+    """The `key: value` lines of a YAML file, called `kind` in messages; `hint` follows where it does not exist. ConfigError.
+
+    Scalars come as they were typed, see `typed_value`."""
     try:
-        values = yaml.safe_load(location(path).read_bytes().decode("utf-8")) or {}
+        text = location(path).read_bytes().decode("utf-8")
+        values = read_text(text)
+        kind_found = type(yaml.safe_load(text)).__name__ if isinstance(values, str) else type(values).__name__
     except FileNotFoundError:
         raise ConfigError(f"{kind} {path} does not exist{hint}.") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{kind} {path} cannot be read as YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{kind} {path} holds a {type(values).__name__}, not `key: value` lines.")
-    return values
+    if not isinstance(values or {}, dict):
+        raise ConfigError(f"{kind} {path} holds a {kind_found}, not `key: value` lines.")
+    return values or {}
 
 
-def parse_override(override: str) -> tuple[str, Any]:
-    """`key=value` as (key, value), the value read as YAML. ConfigError for anything else."""
-    key, equals, value = override.partition("=")
-    if not equals or not key:
+def parse_override(override: str) -> tuple[str, str]:
+    """`key=value` as (key, value as typed). ConfigError for anything else."""
+    parts = split_override(override)
+    if parts is None:
         raise ConfigError(f"override {override!r} is not of the form key=value.")
-    try:
-        return key, yaml.safe_load(value) if value else ""
-    except yaml.YAMLError:
-        raise ConfigError(f"override {override!r}: the value is not valid YAML; quote it.") from None
+    return parts
+
+
+def typed_value(key: str, value: Any) -> Any:
+    """What was typed for a key of the configuration, as a value of the key's type; as it is where there is no such key."""
+    return typed(value, _types().get(key, str))
+
+
+@cache
+def _types() -> dict[str, Any]:
+    """The type of every leaf by its dotted name."""
+    found = {}
+    for section, hint in get_type_hints(Config).items():
+        if dataclasses.is_dataclass(hint):
+            found |= {f"{section}.{key}": of_key for key, of_key in get_type_hints(hint).items()}
+        else:
+            found[section] = hint
+    return found
+
+
+def _typed_layer(values: dict, origin: str, prefix: str = "") -> dict:
+    layer = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        try:
+            layer[key] = _typed_layer(value, origin, f"{name}.") if isinstance(value, dict) else typed_value(name, value)
+        except yaml.YAMLError:
+            raise ConfigError(f"{origin}: the value of {name} is not valid YAML; quote it.") from None
+    return layer
 
 
 def _nested(keys: list[str], value: Any) -> dict:

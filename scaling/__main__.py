@@ -7,6 +7,7 @@ Without METRICS: the published curves, the paper's Table 6 beside our fits, and 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -41,6 +42,11 @@ def prediction(text: str) -> tuple[float, float | None]:
     return quantity(parts["N"]), quantity(parts["X"]) if "X" in parts else None
 
 
+def path(text: str) -> str:
+    """A path, the home directory for a leading `~/`: the shell leaves that in quotes and behind `--out=`."""
+    return os.path.expanduser(text) if text.startswith("~/") else text
+
+
 def loss(text: str) -> float:
     """A loss strictly between 0 and 1."""
     try:
@@ -66,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
         description="Fit log10 L = -k(N) log10 X + E(N), k(N) = K_max / (1 + N_0/N), to held-out loss; predict; draw.",
         epilog="Without METRICS: the published curves of arXiv 2509.25300 against its published fits.",
     )
-    p.add_argument("metrics", metavar="METRICS", nargs="*", help="run directories, metrics.jsonl files or CSV files")
+    p.add_argument("metrics", metavar="METRICS", nargs="*", type=path, help="run directories, metrics.jsonl files or CSV files")
     p.add_argument(
         "--x", choices=sorted(X_COLUMNS), default="compute", help="what L is a law of (default: compute, 6 N tokens)"
     )
@@ -81,7 +87,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--target", type=loss, action="append", default=[], metavar="LOSS", help="X that each size needs for this loss"
     )
-    p.add_argument("--out", type=Path, metavar="DIR", help="write law.json and the figures (PDF, PNG) there")
+    p.add_argument(
+        "--out", type=lambda text: Path(path(text)), metavar="DIR", help="write law.json and the figures (PDF, PNG) there"
+    )
     p.add_argument("--family", help="only this model_family")
     p.add_argument("--objective", choices=OBJECTIVES, default="log", help="log (default), linear (the paper's) or huber")
     p.add_argument(

@@ -144,7 +144,7 @@ def test_an_override_without_key_or_equals_sign_is_refused(override):
 
 
 def test_an_override_that_is_no_yaml_is_refused():
-    assert message(None, ["model=[a"]) == "override 'model=[a': the value is not valid YAML; quote it."
+    assert message(None, ["seed=[a"]) == "seed=[a: the value of seed is not valid YAML; quote it."
 
 
 @pytest.mark.parametrize(
@@ -184,14 +184,12 @@ def test_a_section_is_not_a_value(text, tmp_path):
         ("rollout.samples=1.5", "rollout.samples"),
         ("rollout.samples=[1]", "rollout.samples"),
         ("train.remat=7.5", "train.remat"),
-        ("model=null", "model"),
         ("seed=", "seed"),
         ("algo.kl=k4", "algo.kl"),
         ("algo.aggregation=mean", "algo.aggregation"),
         ("optim.optimizer=adam", "optim.optimizer"),
         ("train.dtype=float16", "train.dtype"),
         ("model=${nowhere}", "model"),
-        ("data.train={}", "data.train"),
     ],
 )
 def test_a_value_of_the_wrong_type_names_the_key_in_one_line(override, key):

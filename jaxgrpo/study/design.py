@@ -18,13 +18,15 @@ import difflib
 import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from jaxgrpo.config import Config, ConfigError, load_config, parse_override, read_mapping, replace
+from jaxgrpo.config import Config, ConfigError, load_config, parse_override, read_mapping, replace, typed_value
 from jaxgrpo.model.source import resolve_model
+from jaxgrpo.typed_text import typed
 from scaling.design import OBJECTIVES
 from scaling.law import RESAMPLES
 from scaling.runs import X_COLUMNS
@@ -113,12 +115,9 @@ def _checked(path: str, values: dict) -> StudyConfig:
             near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]}?" if near else f"a study has {', '.join(known)}."
             raise ConfigError(f"{path}: unknown key {key!r}; {hint} Keys of the training configuration belong under `set`.")
-    for name, of_run in (values["runs"] or {}).items():
-        if of_run is None:
-            values["runs"] = values["runs"] | {name: {}}
     try:
-        study = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(StudyConfig), values))
-    except OmegaConfBaseException as error:
+        study = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(StudyConfig), _typed(values)))
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from None
     if not study.runs:
         raise ConfigError(f"{path}: `runs` is empty: name the runs, such as w16: {{model: random:miniature-16}}.")
@@ -137,6 +136,27 @@ def _checked(path: str, values: dict) -> StudyConfig:
     if study.learning_rate.base and any("optim.lr" in keys for keys in (study.set, *study.runs.values())):
         raise ConfigError("optim.lr and learning_rate.base are both set: keep one of them.")
     return study
+
+
+def _typed(values: dict) -> dict:
+    """The keys of a study with values of their types; `set` and the runs hold keys of the training configuration."""
+    hints = get_type_hints(StudyConfig)
+    nested = {"learning_rate": get_type_hints(LearningRate), "fit": get_type_hints(FitConfig)}
+
+    def keys_of(given: Any, hints: dict) -> Any:
+        return {name: typed(v, hints.get(name, str)) for name, v in given.items()} if isinstance(given, dict) else given
+
+    def of_training(keys: dict | str | None) -> dict:
+        return {key: typed_value(key, value) for key, value in keys.items()} if isinstance(keys, dict) else keys or {}
+
+    found = {key: typed(value, hints[key]) for key, value in values.items() if key not in ("set", "runs", *nested)}
+    for key in nested.keys() & values.keys():
+        found[key] = keys_of(values[key] or {}, nested[key])
+    if "set" in values:
+        found["set"] = of_training(values["set"])
+    runs = values["runs"] or {}
+    found["runs"] = {name: of_training(keys) for name, keys in runs.items()} if isinstance(runs, dict) else runs
+    return found
 
 
 def _check_fit(fit: FitConfig) -> None:
