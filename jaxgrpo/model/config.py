@@ -40,6 +40,11 @@ _KEYS = {
     "max_positions": "max_position_embeddings",
 }
 
+_ROPE_PLACES = ("rope_parameters", "rope_scaling")
+_ROPE_PREFIXES = ("rope", "rotary", "partial_rotary")
+_PLAIN_VALUES = (("rope_type", "default"), ("type", "default"), ("partial_rotary_factor", 1))
+_PLAIN_ROPE = "Only plain rotary embeddings are supported; give a model without rope scaling."
+
 
 def model_config(hf: dict, *, origin: str = "config.json") -> ModelConfig:
     """Read a ModelConfig from the parsed `config.json` of a Qwen2 model.
@@ -52,13 +57,7 @@ def model_config(hf: dict, *, origin: str = "config.json") -> ModelConfig:
     missing = [key for key in _KEYS.values() if key not in hf]
     if missing:
         raise ModelError(f"{origin}: missing {', '.join(missing)}; give the config.json that belongs to the weights.")
-    rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    if rope_type != "default":
-        raise ModelError(f"{origin}: rope type {rope_type!r} is not supported; only plain rotary embeddings are.")
-    theta = rope.get("rope_theta", hf.get("rope_theta"))
-    if theta is None:
-        raise ModelError(f"{origin}: neither rope_theta nor rope_parameters.rope_theta is given.")
+    theta = rope_theta(hf, origin)
     if hf.get("use_sliding_window"):
         raise ModelError(f"{origin}: use_sliding_window is true; the published Qwen2.5 models attend to everything.")
     if hf.get("hidden_act", "silu") != "silu":
@@ -68,12 +67,41 @@ def model_config(hf: dict, *, origin: str = "config.json") -> ModelConfig:
         **sizes,
         head_dim=hf.get("head_dim") or sizes["embed"] // sizes["heads"],
         tied=bool(hf.get("tie_word_embeddings", False)),
-        rope_theta=float(theta),
+        rope_theta=theta,
         init_std=float(hf.get("initializer_range", 0.02)),
     )
     if config.heads % config.kv_heads:
         raise ModelError(f"{origin}: {config.heads} query heads do not divide by {config.kv_heads} key/value heads.")
     return config
+
+
+def rope_theta(hf: dict, origin: str) -> float:
+    """The base of plain rotary embeddings. ModelError for anything else that the config.json says about positions.
+
+    Angles are told in up to three places: `rope_parameters`, `rope_scaling`, and keys of their own at the top. What any of
+    them says beyond the type "default" and one base would change the logits, so that it is refused wherever it stands.
+    """
+    told = {"": {key: value for key, value in hf.items() if key.startswith(_ROPE_PREFIXES) and key not in _ROPE_PLACES}}
+    for place in _ROPE_PLACES:
+        if not isinstance(hf.get(place) or {}, dict):
+            raise ModelError(f"{origin}: {place} is {hf[place]!r}, not an object. {_PLAIN_ROPE}")
+        told[f"{place}."] = hf.get(place) or {}
+    bases = {}
+    for place, values in told.items():
+        for key, value in sorted(values.items(), key=lambda item: "type" not in item[0]):  # what it is before its numbers
+            if value is None or (key, value) in _PLAIN_VALUES:
+                continue
+            if key != "rope_theta":
+                raise ModelError(f"{origin}: {place}{key} is {value!r}, which is not supported. {_PLAIN_ROPE}")
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+                raise ModelError(f"{origin}: {place}rope_theta is {value!r}, not a number above 0. {_PLAIN_ROPE}")
+            bases[f"{place}rope_theta"] = float(value)
+    if not bases:
+        raise ModelError(f"{origin}: neither rope_theta nor rope_parameters.rope_theta is given.")
+    if len(set(bases.values())) > 1:
+        different = " and ".join(f"{key} {value:g}" for key, value in bases.items())
+        raise ModelError(f"{origin}: {different} contradict each other; leave the one that belongs to the weights.")
+    return next(iter(bases.values()))
 
 
 def hf_config_dict(config: ModelConfig, base: dict | None = None) -> dict:

@@ -11,9 +11,12 @@ import pytest
 from tiny_hf_model import tiny_config, tiny_weights, write_json, write_tiny_model, write_weights
 
 from jaxgrpo.model import ModelError, load_hf, save_hf
+from jaxgrpo.model.config import model_config
 from jaxgrpo.model.hf import load_params, resolve_model, save_params
 
 SMALL = {"heads": 4, "kv_heads": 2, "head_dim": 16}
+PLAIN = {"rope_type": "default", "rope_theta": 1e6}
+YARN = {"factor": 4.0, "original_max_position_embeddings": 32768, "type": "yarn"}  # as Qwen's model cards document it
 QUERY = "model.layers.1.self_attn.q_proj.weight"
 
 
@@ -137,6 +140,18 @@ def test_an_unsupported_dtype_is_named(directory):
         ({"hidden_size": None}, "missing hidden_size"),
         ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "'yarn'"),
         ({"rope_theta": None}, "rope_theta"),
+        ({"rope_theta": "1e6"}, "rope_theta is '1e6'"),
+        ({"rope_parameters": PLAIN, "rope_scaling": YARN}, "rope_scaling.type is 'yarn'"),
+        ({"rope_parameters": {**PLAIN, "rope_type": "yarn", "factor": 4.0}}, "rope_parameters.rope_type is 'yarn'"),
+        ({"rope_parameters": {"full_attention": PLAIN}}, "rope_parameters.full_attention"),
+        ({"rope_parameters": {**PLAIN, "rope_theta": 1e4}}, "rope_theta 1e+06 and rope_parameters.rope_theta 10000"),
+        ({"rope_scaling": {"rope_theta": 1e4}, "rope_theta": 1e6}, "rope_scaling.rope_theta 10000"),
+        ({"rope_scaling": {"factor": 4.0}}, "rope_scaling.factor is 4.0"),
+        ({"rope_scaling": {"rope_type": "default", "type": "dynamic"}}, "rope_scaling.type is 'dynamic'"),
+        ({"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}, "'mrope'"),
+        ({"rope_scaling": "yarn"}, "rope_scaling is 'yarn'"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+        ({"rope_local_base_freq": 1e4}, "rope_local_base_freq"),
         ({"use_sliding_window": True}, "use_sliding_window"),
         ({"hidden_act": "gelu"}, "'gelu'"),
         ({"num_key_value_heads": 3}, "4 query heads do not divide by 3"),
@@ -147,6 +162,20 @@ def test_a_config_of_another_architecture_is_refused(change, message, directory)
     write_json(directory / "config.json", config)
     refused = refusal(directory)
     assert message in refused and str(directory / "config.json") in refused
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_theta": 5e5},
+        {"rope_theta": 5e5, "rope_scaling": None, "rope_parameters": None},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5, "partial_rotary_factor": 1.0, "factor": None}},
+        {"rope_theta": 500000, "rope_scaling": {"type": "default"}, "rope_parameters": {"rope_theta": 5e5}},
+    ],
+)
+def test_plain_rotary_embeddings_are_understood_wherever_they_stand(rope):
+    config = {key: value for key, value in tiny_config(**SMALL).items() if key != "rope_theta"}
+    assert model_config(config | rope).rope_theta == 5e5
 
 
 def test_a_config_that_is_missing_or_is_not_json_is_named(directory):
