@@ -33,6 +33,8 @@ COMPANIONS = (  # files that travel with the weights, by pattern
     "added_tokens.json",
     "chat_template.jinja",
 )
+OUTPUT = "lm_head.weight"
+COMPARED_BYTES = 16 * 2**20
 SAME_MODEL = "Fetch weights and config.json of the same model."
 
 
@@ -87,7 +89,9 @@ def _stored_tensors(source: ModelSource, table: list[ParameterSpec]) -> dict[str
         stored[spec.name] = [found.pop(name) for name in spec.hf_names]
         for tensor in stored[spec.name]:
             _check_tensor(tensor, spec)
-    surplus = sorted(name for name in found if not _ignored(name, source.config))
+    if source.config.tied and OUTPUT in found:
+        _check_tied(stored["embed"][0], found.pop(OUTPUT))
+    surplus = sorted(name for name in found if not name.endswith("rotary_emb.inv_freq"))  # some exporters store these
     if surplus:
         raise ModelError(
             f"{found[surplus[0]].file}: tensor {surplus[0]} ({len(surplus)} such) has no place in the model of "
@@ -104,9 +108,26 @@ def _check_tensor(tensor: StoredTensor, spec: ParameterSpec) -> None:
     tensor.numpy_dtype  # noqa: B018  refuses a dtype that cannot be read
 
 
-def _ignored(name: str, config: ModelConfig) -> bool:
-    """Tensors that some exporters store and the model does not need: a tied output matrix, the rotary frequencies."""
-    return (name == "lm_head.weight" and config.tied) or name.endswith("rotary_emb.inv_freq")
+def _check_tied(embedding: StoredTensor, output: StoredTensor) -> None:
+    """A tied model needs no output matrix; one that is stored all the same must be the embedding, to its own precision.
+
+    Both are compared as they lie on disk, a few rows at a time."""
+    a_VD, b_VD = embedding.open(), output.open()
+    rows = max(1, COMPARED_BYTES // (a_VD[:1].nbytes or 1))
+    if a_VD.shape != b_VD.shape or not all(
+        _equal(a_VD[start : start + rows], b_VD[start : start + rows]) for start in range(0, len(a_VD), rows)
+    ):
+        raise ModelError(
+            f"{output.file}: config.json ties the output matrix to the embedding (tie_word_embeddings), but {output.name} is "
+            f"another matrix than {embedding.name}: set tie_word_embeddings to false in config.json to use both, or leave the "
+            "one that does not belong to the model out of the weights."
+        )
+
+
+def _equal(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether one array is the other, or the other rounded to its dtype."""
+    with np.errstate(over="ignore"):  # float16 ends at 65,504
+        return np.array_equal(a.astype(b.dtype), b, equal_nan=True) or np.array_equal(a, b.astype(a.dtype), equal_nan=True)
 
 
 def _load(spec: ParameterSpec, stored: list[StoredTensor], dtype: np.dtype, sharding) -> jax.Array:

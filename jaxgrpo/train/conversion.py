@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxgrpo import storage
 from jaxgrpo.model.config import ModelError, read_json
 from jaxgrpo.model.hf import COMPANIONS, load_params, save_params
+from jaxgrpo.model.parameters import check_parameters
 from jaxgrpo.model.source import ModelSource, resolve_model
 from jaxgrpo.train import checkpoint
 
@@ -56,6 +57,12 @@ def export(path: str, out_dir: str, dtype: str | None = None) -> Path:
         companions = run_companions(start)
     hf_config = read_json(companions / "config.json")
     source = resolve_model(str(companions), need_weights=False)
+    try:
+        check_parameters(source.config, params)
+    except ValueError as error:
+        raise ModelError(
+            f"{companions / 'config.json'} is not that of the weights in {start} ({error}); put it back."
+        ) from None
     chosen = jnp.dtype(dtype or stored_dtype(hf_config))
     out = storage.location(out_dir)
     with storage.written_locally(out) as folder:

@@ -6,6 +6,7 @@ import resource
 from types import SimpleNamespace
 
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from tiny_hf_model import tiny_config, tiny_weights, write_json, write_tiny_model, write_weights
@@ -13,6 +14,7 @@ from tiny_hf_model import tiny_config, tiny_weights, write_json, write_tiny_mode
 from jaxgrpo.model import ModelError, load_hf, save_hf
 from jaxgrpo.model.config import model_config
 from jaxgrpo.model.hf import load_params, resolve_model, save_params
+from jaxgrpo.train.conversion import convert, export
 
 SMALL = {"heads": 4, "kv_heads": 2, "head_dim": 16}
 PLAIN = {"rope_type": "default", "rope_theta": 1e6}
@@ -118,6 +120,43 @@ def test_a_missing_tensor_is_named(directory):
 def test_an_untied_model_without_an_output_matrix_is_refused(directory):
     write_json(directory / "config.json", tiny_config(tied=False, **SMALL))
     assert "lm_head.weight is missing" in refusal(directory)
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_tied_model_with_an_output_matrix_of_its_own_is_refused(directory, shards):
+    weights = tiny_weights(tiny_config(**SMALL))
+    output = weights["model.embed_tokens.weight"].copy()
+    output[-1, -1] += 1e-3
+    (directory / "model.safetensors").unlink()
+    write_weights(directory, weights | {"lm_head.weight": output}, shards)
+    message = refusal(directory)
+    assert "lm_head.weight" in message and "set tie_word_embeddings to false" in message
+    write_weights(directory, weights | {"lm_head.weight": output[:-1]}, shards)
+    assert "tie_word_embeddings" in refusal(directory)
+    with pytest.raises(ModelError, match="tie_word_embeddings"):
+        convert(str(directory), str(directory.parent / "converted"))
+
+
+@pytest.mark.parametrize("dtypes", [(np.float32, np.float32), (np.float32, ml_dtypes.bfloat16), (np.float16, np.float32)])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_tied_model_whose_output_matrix_is_the_embedding_loads(directory, dtypes, shards, monkeypatch):
+    monkeypatch.setattr("jaxgrpo.model.hf.COMPARED_BYTES", 1000)  # several parts
+    weights = tiny_weights(tiny_config(**SMALL))
+    embedding = weights["model.embed_tokens.weight"].astype(dtypes[0])
+    (directory / "model.safetensors").unlink()
+    write_weights(
+        directory, weights | {"model.embed_tokens.weight": embedding, "lm_head.weight": embedding.astype(dtypes[1])}, shards
+    )
+    model = load_hf(directory, dtype=jnp.float32)
+    assert "lm_head" not in model.params
+    np.testing.assert_array_equal(np.asarray(model.params["embed"]), embedding.astype(np.float32))
+
+
+def test_an_untied_converted_model_whose_config_was_made_tied_is_refused(tmp_path):
+    converted = convert(str(write_tiny_model(tmp_path / "model", tied=False, **SMALL)), str(tmp_path / "converted"))
+    write_json(converted / "config.json", tiny_config(tied=True, **SMALL))
+    with pytest.raises(ModelError, match="config.json is not that of the weights.*lm_head"):
+        export(str(converted), str(tmp_path / "exported"))
 
 
 def test_weights_of_more_layers_than_the_config_has_are_refused(directory):
