@@ -16,7 +16,8 @@ _KNOWN = {"question", "sample", "response", "score", "tokens", "truncated", "gra
 
 @dataclass(frozen=True)
 class SuiteResult:
-    """The figures of one suite. avg: the mean score, avg@k. pass_at: by k, 1 to the number of samples in powers of two."""
+    """The figures of one suite. avg: the mean score, avg@k. pass_at: by k, powers of two below the number of samples, and that
+    number itself."""
 
     name: str
     title: str
@@ -49,20 +50,21 @@ def suite_result(name: str, settings: dict, records: list[dict], other: list[dic
     if np.isnan(scores).any():
         raise EvaluationError(f"suite {name} has questions with fewer samples than others: evaluate it in a new folder.")
     about = settings[f"suite {name}"]
-    ks = [2**power for power in range(scores.shape[1].bit_length()) if 2**power <= scores.shape[1]]
+    samples = scores.shape[1]
+    ks = [*(2**power for power in range(samples.bit_length()) if 2**power < samples), samples]
     comparison = None
     if other is not None:
         theirs, before = scores_by_question(other)
         if theirs != questions:
             raise EvaluationError(f"suite {name}: the other model was asked other questions; evaluate it again.")
         comparison = compare(before.mean(axis=1), scores.mean(axis=1))
-    names = sorted(set(records[0]) - _KNOWN)
+    names = sorted(set().union(*records) - _KNOWN)
     return SuiteResult(
         name=name,
         title=about["title"],
         questions=len(questions),
         overlong=about["overlong"],
-        samples=scores.shape[1],
+        samples=samples,
         avg=mean_estimate(scores.mean(axis=1)),
         pass_at={k: mean_estimate(pass_at_k(scores, k)) for k in ks},
         tokens=float(np.mean([record["tokens"] for record in records])),
@@ -79,30 +81,36 @@ def write_report(folder: EvaluationFolder, suites: list[str], other: EvaluationF
     other: another model's evaluation; suites that it holds with the same questions are compared.
     """
     settings, results, examples = folder.settings, [], []
+    theirs_about = other.settings if other is not None else None
     for name in suites:
         records, theirs = folder.outcomes(name), None
-        if other is not None and other.settings.get(f"suite {name}", {}).get("digest") == settings[f"suite {name}"]["digest"]:
+        if theirs_about and theirs_about.get(f"suite {name}", {}).get("digest") == settings[f"suite {name}"]["digest"]:
             theirs = other.outcomes(name)
         results.append(suite_result(name, settings, records, theirs))
         examples.append(next((r for r in records if r["score"] >= 1), records[0]))
-    against = other.settings["model"] if other is not None else None
+    against = theirs_about["model"] if theirs_about else None
     summary = {"model": settings["model"], "compared_with": against, "suites": [asdict(result) for result in results]}
     write_whole(folder.path / "summary.json", json.dumps(summary, indent=2) + "\n")
-    write_whole(folder.path / "report.md", markdown(results, examples, settings, against))
+    write_whole(folder.path / "report.md", markdown(results, examples, settings, theirs_about))
     draw(results, folder.path / "report.png", settings["model"], against)
     return results
 
 
-def markdown(results: list[SuiteResult], examples: list[dict], settings: dict, against: str | None) -> str:
-    """The report as Markdown: a table, what was left out, an example of every suite, and the settings."""
-    samples = max(result.samples for result in results)
-    head = ["suite", "questions", f"avg@{samples}", "95 % interval"]
-    head += [f"pass@{samples}"] if samples > 1 else []
+def markdown(results: list[SuiteResult], examples: list[dict], settings: dict, theirs: dict | None) -> str:
+    """The report as Markdown: a table, what was left out, an example of every suite, and the settings.
+
+    theirs: the settings of the other model's evaluation, where one is compared."""
+    against = theirs["model"] if theirs else None
+    counts = {result.samples for result in results}
+    samples, k = max(counts), "k" if len(counts) > 1 else max(counts)
+    head = ["suite", "questions", f"avg@{k}", "95 % interval"]
+    head += [f"pass@{k}"] if samples > 1 else []
     head += ["tokens", "cut off"] + (["difference", "95 % interval", "p"] if against else [])
     lines = [f"# {settings['model']}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for result in results:
-        cells = [result.title, str(result.questions), f"{result.avg.value:.3f}", _interval(result.avg)]
-        cells += [f"{result.pass_at[max(result.pass_at)].value:.3f}"] if samples > 1 else []
+        own_k = f" (k = {result.samples})" if len(counts) > 1 else ""
+        cells = [result.title, str(result.questions), f"{result.avg.value:.3f}{own_k}", _interval(result.avg)]
+        cells += [f"{result.pass_at[result.samples].value:.3f}{own_k}"] if samples > 1 else []
         cells += [f"{result.tokens:,.0f}", f"{result.truncated:.1%}"]
         if against:
             c = result.comparison
@@ -111,8 +119,10 @@ def markdown(results: list[SuiteResult], examples: list[dict], settings: dict, a
     lines += ["", "![scores](report.png)", ""]
     if against:
         lines += [f"Differences are to `{against}` on the same questions; p is the share of sign flips as extreme.", ""]
-    notes = []
+    notes = _differences(settings, theirs) if theirs else []
     for result in results:
+        if theirs and not result.comparison:
+            notes.append(f"{result.title}: not compared, `{against}` was not asked these questions")
         if result.overlong:
             total = result.overlong + result.questions
             notes.append(
@@ -135,11 +145,22 @@ def markdown(results: list[SuiteResult], examples: list[dict], settings: dict, a
     return "\n".join(lines)
 
 
+def _differences(settings: dict, theirs: dict) -> list[str]:
+    """What else than the model differs between two evaluations, so that a difference is not only the model's."""
+    changed = [
+        f"{key}: {theirs[key]} there, {value} here"
+        for key, value in settings.items()
+        if key != "model" and not key.startswith("suite ") and key in theirs and theirs[key] != value
+    ]
+    return [f"the two evaluations differ in more than the model: {'; '.join(changed)}"] if changed else []
+
+
 def draw(results: list[SuiteResult], path: Path, model: str, against: str | None) -> None:
     """A PNG: mean score of every suite with its interval; beside it pass@k, or the difference to the other model."""
     from jaxgrpo.picture import BLUE, ORANGE, plain, plt, save
 
-    samples = max(result.samples for result in results)
+    counts = {result.samples for result in results}
+    samples, k = max(counts), "k" if len(counts) > 1 else max(counts)
     second = against is not None or samples > 1
     height = 1.5 + 0.42 * len(results)
     figure, axes = plt.subplots(
@@ -149,7 +170,7 @@ def draw(results: list[SuiteResult], path: Path, model: str, against: str | None
     places = np.arange(len(results))[::-1]
     labels = [f"{result.title} ({result.questions})" for result in results]
     _dots(axes[0, 0], places, [result.avg for result in results], BLUE)
-    axes[0, 0].set(xlim=(0, 1.12), xlabel=f"avg@{samples}, 95 % interval", xticks=np.arange(0, 1.1, 0.2))
+    axes[0, 0].set(xlim=(0, 1.12), xlabel=f"avg@{k}, 95 % interval", xticks=np.arange(0, 1.1, 0.2))
     axes[0, 0].set_yticks(places, labels)
     if against is not None:
         for place, r in zip(places, results, strict=True):
@@ -167,12 +188,13 @@ def draw(results: list[SuiteResult], path: Path, model: str, against: str | None
         axes[0, 1].axvline(0, color="#666666", lw=1)
         axes[0, 1].set(xlabel=f"difference to {Path(against).name}", yticks=places, yticklabels=[""] * len(places))
     elif samples > 1:
+        ticks = sorted(set().union(*(result.pass_at for result in results)))
         for result in results:
             ks = sorted(result.pass_at)
             axes[0, 1].plot(ks, [result.pass_at[k].value for k in ks], marker="o", ms=3.5, label=result.title)
         axes[0, 1].set_xscale("log", base=2)
-        axes[0, 1].set(xlabel="k", ylabel="pass@k", ylim=(0, 1.02), xticks=ks)
-        axes[0, 1].set_xticklabels(map(str, ks))
+        axes[0, 1].set(xlabel="k", ylabel="pass@k", ylim=(0, 1.02), xticks=ticks)
+        axes[0, 1].set_xticklabels(map(str, ticks))
         axes[0, 1].legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     plain(axes.flat)
     save(figure, path)
