@@ -19,6 +19,8 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxgrpo.machine import usable_cores
+
 PACKAGES = ("jaxgrpo", "jax", "jaxlib", "flax", "numpy")
 
 
@@ -51,7 +53,7 @@ def describe() -> dict:
             "device_kind": devices[0].device_kind,
             "platform": devices[0].platform,
             "processor": _processor(),
-            "cores": len(os.sched_getaffinity(0)),
+            "cores": len(usable_cores()),
         },
         "command": " ".join(["jaxgrpo", *sys.argv[1:]]),
         "loadavg": list(os.getloadavg()),
@@ -59,14 +61,18 @@ def describe() -> dict:
 
 
 def _processor() -> str:
-    with open("/proc/cpuinfo", encoding="utf-8") as file:
-        names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    except FileNotFoundError:  # not Linux
+        names = []
     return names[0] if names else platform.processor()
 
 
 def peak_memory_mb() -> dict[str, float]:
     """Highest resident memory of this process and, on accelerators, of one device, in 10^6 bytes."""
-    memory = {"peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6}
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, kibibytes elsewhere
+    memory = {"peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6}
     stats = jax.devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         memory["peak_device_mb"] = stats["peak_bytes_in_use"] / 1e6

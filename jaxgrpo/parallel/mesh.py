@@ -4,6 +4,7 @@ import math
 import os
 
 from jaxgrpo.errors import UserError
+from jaxgrpo.machine import usable_cores
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -22,7 +23,7 @@ def prepare_cpu_devices(count: int) -> None:
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_force_host_platform_device_count" not in flags:
-        count = count or len(os.sched_getaffinity(0))
+        count = count or len(usable_cores())
         os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={count}".strip()
 
 

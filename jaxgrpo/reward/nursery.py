@@ -9,25 +9,23 @@ Everything ends with the parent: the nursery when its socket ends, each worker w
 """
 
 import contextlib
-import ctypes
 import gc
 import json
 import os
 import signal
 import socket
-import sys
 
+from jaxgrpo.machine import end_with
 from jaxgrpo.reward import worker
 from jaxgrpo.reward.router import score
 
 _WARM_UP = (r"\frac{1}{2}", r"\sqrt{3}+1"), (r"x^2+2x+1", r"(x+1)^2"), (r"2^{10}\pi", r"1024\pi"), (r"3+4i", r"4i+3")
-_PR_SET_PDEATHSIG = 1
 _NICE = 10  # decoding goes first: devices that wait for each other lose twice what one of them loses
 
 
 def main(descriptor: int, parent: int) -> None:
     """Serve fork and stop requests on the socket `descriptor` until it, or the process `parent`, ends."""
-    _die_with(parent)
+    end_with(parent)
     os.nice(_NICE)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     control = socket.socket(fileno=descriptor)
@@ -53,7 +51,7 @@ def _fork(control: socket.socket, descriptor: int, cpu_seconds: float, memory_by
     status = 1
     try:
         control.close()
-        _die_with(nursery)
+        end_with(nursery)
         connection = socket.socket(fileno=descriptor)  # open until the very end, so that its end means an exit code
         worker.serve(connection, cpu_seconds, memory_bytes)
         status = 0
@@ -61,14 +59,6 @@ def _fork(control: socket.socket, descriptor: int, cpu_seconds: float, memory_by
         status = worker.OUT_OF_MEMORY
     finally:
         os._exit(status)  # never back into the nursery's loop, whatever was raised
-
-
-def _die_with(parent: int) -> None:
-    """Let the kernel end this process when `parent` ends; where it cannot (not Linux), the socket's end does."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
 
 
 def _stop(pid: int) -> dict:

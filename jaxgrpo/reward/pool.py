@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import selectors
 import signal
 import socket
@@ -11,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Hashable, Sequence
 
+from jaxgrpo.machine import usable_cores
 from jaxgrpo.reward.grade import Grade
 from jaxgrpo.reward.processes import Nursery, NurseryError, Worker
 from jaxgrpo.reward.router import grader_of, marked
@@ -61,7 +61,7 @@ class GraderPool:
                 "workers must be >= 0, cpu_seconds and wall_seconds > 0, memory_bytes at least 256 MiB; got "
                 f"{workers}, {cpu_seconds}, {wall_seconds}, {memory_bytes}"
             )
-        self._count = workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else workers or 1
+        self._count = workers or len(usable_cores())
         self._limits = cpu_seconds, wall_seconds, memory_bytes
         self.sandbox = sandbox
         self._changed = threading.Condition()

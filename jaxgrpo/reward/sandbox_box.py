@@ -36,9 +36,11 @@ def main(report: int, output: int, verdict: int) -> None:
             os.kill(first, signal.SIGKILL)
 
     signal.signal(signal.SIGTERM, stop)
-    _C.prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    _prctl(_SET_CHILD_SUBREAPER, 1)
     try:
         if strong:
+            if sys.platform != "linux":
+                raise OSError("only Linux has user namespaces")
             _checked(_C.unshare(_NEW), "user namespaces are not to be had")
             _say(report, "unshared")
             sys.stdin.buffer.readline()
@@ -72,11 +74,11 @@ def _first_process(order: dict, report: int, output: int, verdict: int) -> int:
         os.setgroups([])
         os.setresgid(user, user, user)
         os.setresuid(user, user, user)
-    _C.prctl(_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    _prctl(_PDEATHSIG, signal.SIGKILL)
     program = os.fork()
     if program == 0:
         _start_program(order, output, verdict)
-    _C.prctl(_SET_DUMPABLE, 0, 0, 0, 0)  # the program cannot trace this process
+    _prctl(_SET_DUMPABLE, 0)  # the program cannot trace this process
     _say(report, "started")
     while True:
         pid, status = os.wait()
@@ -88,7 +90,7 @@ def _first_process(order: dict, report: int, output: int, verdict: int) -> int:
 def _start_program(order: dict, output: int, verdict: int) -> None:
     try:
         os.setsid()
-        _C.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0)
+        _prctl(_NO_NEW_PRIVS, 1)
         inside = order["level"] == "strong"
         nothing = os.open("/dev/null", os.O_RDONLY)
         for descriptor, number in ((nothing, 0), (output, 1), (output, 2)):
@@ -172,9 +174,14 @@ def _say(report: int, line: str) -> None:
     os.write(report, line.encode() + b"\n")
 
 
+def _prctl(what: int, value: int) -> None:
+    """Only Linux has it."""
+    if hasattr(_C, "prctl"):
+        _C.prctl(what, value, 0, 0, 0)
+
+
 def _die_with(parent: int) -> None:
-    if sys.platform == "linux":
-        _C.prctl(_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    _prctl(_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
 

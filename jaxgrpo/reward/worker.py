@@ -5,6 +5,7 @@ import json
 import resource
 import signal
 import socket
+import sys
 
 from jaxgrpo.reward.router import marked
 
@@ -18,7 +19,8 @@ def serve(connection: socket.socket, cpu_seconds: float, memory_bytes: int) -> N
     an item has used `cpu_seconds` of processor time; allocations fail beyond `memory_bytes` of address space.
     """
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    with contextlib.suppress(*() if sys.platform == "linux" else (OSError, ValueError)):  # macOS knows this limit, but not how
+        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(BrokenPipeError, ConnectionResetError), connection.makefile("rb") as requests:
         for line in requests:

@@ -25,6 +25,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from jaxgrpo.config import Config, ConfigError, load_config, parse_override, read_mapping, replace, typed_value
+from jaxgrpo.machine import usable_cores
 from jaxgrpo.model.source import resolve_model
 from jaxgrpo.typed_text import typed
 from scaling.design import OBJECTIVES
@@ -197,7 +198,7 @@ def jobs_at_once(study: StudyConfig, runs: int) -> int:
     if study.jobs:
         return min(study.jobs, runs)
     on_cpu = os.environ.get("JAX_PLATFORMS") == "cpu" or not _accelerator()
-    return min(len(os.sched_getaffinity(0)), runs) if on_cpu else 1
+    return min(len(usable_cores()), runs) if on_cpu else 1
 
 
 def _accelerator() -> bool:

@@ -4,7 +4,6 @@ The runs are ordinary ones: `jaxgrpo train OUT/configs/NAME-seedS.yaml` repeats 
 stopped anywhere goes on with the same command; a run that failed is told at the end, after the others.
 """
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from jaxgrpo.config import ConfigError, differences, load_config, to_yaml
 from jaxgrpo.errors import UserError
+from jaxgrpo.machine import bind_to, end_with, usable_cores
 from jaxgrpo.model.parameters import count_parameters
 from jaxgrpo.model.source import resolve_model
 from jaxgrpo.study.design import PlannedRun
@@ -25,7 +25,6 @@ from jaxgrpo.whole_file import write_whole
 
 POLL_S = 0.2
 REPORT_S = 15.0  # between two lines about runs in progress
-_PR_SET_PDEATHSIG = 1
 
 
 class StudyError(UserError):
@@ -137,7 +136,7 @@ def _size(run: PlannedRun) -> int:
 
 def _shares(jobs: int) -> list[list[int]]:
     """The cores of this process dealt out to `jobs` runs; all of them to every run where there are fewer cores than runs."""
-    cores = sorted(os.sched_getaffinity(0))
+    cores = usable_cores()
     per = len(cores) // jobs
     return [cores[i * per : (i + 1) * per] if per else cores for i in range(jobs)]
 
@@ -148,10 +147,8 @@ def _start(run: PlannedRun, cores: list[int]) -> _Process:
     parent = os.getpid()
 
     def in_child() -> None:
-        os.sched_setaffinity(0, cores)
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a study that is killed leaves no run behind
-        if os.getppid() != parent:
-            os._exit(1)
+        bind_to(cores)
+        end_with(parent)  # a study that is killed leaves no run behind
 
     with open(log, "a") as output:
         popen = subprocess.Popen(

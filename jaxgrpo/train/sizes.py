@@ -4,12 +4,11 @@ What they come to is stored in the run directory's config.yaml and reused when t
 memory does not change the compiled shapes.
 """
 
-import os
-
 import jax
 import numpy as np
 
 from jaxgrpo.config import Config, ConfigError, flatten, replace
+from jaxgrpo.machine import usable_cores
 from jaxgrpo.model.config import ModelConfig
 from jaxgrpo.model.parameters import parameter_table
 from jaxgrpo.parallel.mesh import mesh_shape, rollout_tensor_size
@@ -86,7 +85,7 @@ def resolve_sizes(config: Config, model: ModelConfig, devices: int, device_bytes
     changes["rollout.prefill_tokens"] = config.rollout.prefill_tokens or max(
         config.data.max_prompt_tokens, min(8192, config.data.prompts_per_step * config.data.max_prompt_tokens)
     )
-    changes["reward.workers"] = config.reward.workers or len(os.sched_getaffinity(0))
+    changes["reward.workers"] = config.reward.workers or len(usable_cores())
     config = replace(config, changes)
     if not config.rollout.cache_gib:
         budget = CPU_CACHE_GIB if on_cpu else _cache_budget(config, model, device_bytes) / GIB

@@ -1,12 +1,12 @@
 """Automatic sizes and the memory table against arithmetic written out, and what is said where sizes do not fit."""
 
 import dataclasses
-import os
 
 import jax
 import pytest
 
 from jaxgrpo.config import Config, ConfigError, load_config, replace
+from jaxgrpo.machine import usable_cores
 from jaxgrpo.model.config import ModelConfig
 from jaxgrpo.model.parameters import initialise
 from jaxgrpo.model.source import resolve_model
@@ -49,7 +49,7 @@ def test_sizes_of_a_small_run_on_eight_cpu_devices():
     assert config.rollout.tensor == 1
     assert config.rollout.chunk == 4
     assert config.rollout.prefill_tokens == 48
-    assert config.reward.workers == len(os.sched_getaffinity(0))
+    assert config.reward.workers == len(usable_cores())
 
 
 def test_sizes_of_the_paper_recipe_on_eight_accelerators():
