@@ -18,7 +18,7 @@ class Progress:
         self.job, self.run = job, run
         self.console = Console(highlight=False, soft_wrap=True, quiet=not hosts.is_first())
         self.status = self.console.status("") if self.console.is_terminal else None
-        self.pass1: float | None = None
+        self.tested: dict | None = None  # the record of the last evaluation
         self.started = self.steps_done = 0
 
     def say(self, text: str) -> None:
@@ -56,14 +56,14 @@ class Progress:
             )
         self.say(f"run       {self.run.path}" + (f", going on after step {done}" if done else ""))
         tested = [r for r in records if r.get("test_loss") is not None]
-        self.pass1 = 1 - tested[-1]["test_loss"] if tested else None
+        self.tested = tested[-1] if tested else None
         self.started, self.first = time.monotonic(), done
         if self.status:
             self.status.start()
 
     def step(self, step: int, record: dict) -> None:
         if record.get("test_loss") is not None:
-            self.pass1 = 1 - record["test_loss"]
+            self.tested = record | {"step": step}
         if not hosts.is_first():  # a sign of life for the one who looks for the host that is stuck
             print(f"host {hosts.index()} is done with step {step}/{self.job.config.train.steps}", flush=True)
             return
@@ -78,8 +78,9 @@ class Progress:
         parts = [f"step {step:>{len(str(total))}}/{total}"]
         if "reward_mean" in record:
             parts.append(f"reward {record['reward_mean']:.3f}")
-        if self.pass1 is not None:
-            parts.append(f"Pass@1 {self.pass1:.3f}")
+        if self.tested:
+            of = f" (step {self.tested['step']})" if self.tested["step"] != step else ""
+            parts.append(f"Pass@1 {1 - self.tested['test_loss']:.3f}{of}")
         if "reward_mean" in record:
             parts.append(f"length {record['response_length_mean']:.1f}")
             parts.append(f"rollout {record['rollout_tokens_per_s']:,.0f} tokens/s")
@@ -108,9 +109,7 @@ class Progress:
             table.add_row(f"highest Pass@1 (step {best['step']})", f"{1 - best['test_loss']:.3f}")
         last = records[-1]
         table.add_row("prompts, tokens", f"{last['samples']:,}, {last['tokens']:,}")
-        table.add_row(
-            "training compute", f"{last['compute_flops']:.3g} FLOP (6 N tokens), {last['compute_flops_total']:.3g} in all"
-        )
+        table.add_row(*compute_row(last))
         if last["grader_errors"] or last["skipped_updates"]:
             table.add_row("grader errors, skipped updates", f"{last['grader_errors']}, {last['skipped_updates']}")
         self.console.print(table)
@@ -130,6 +129,13 @@ class Progress:
             ("train configs/qwen2.5-0.5b.yaml --dry-run", "what a real model would take"),
         ):
             self.say(f"  {jaxgrpo} {command:<60} # {what}")
+
+
+def compute_row(record: dict) -> tuple[str, str]:
+    """The two measures of compute, neither of which holds the other: 6 N tokens takes every prompt once a sample, the count of
+    operations once in all where it is shared, and has generation, scoring and recomputation besides."""
+    law, counted = record["compute_flops"], record["compute_flops_total"]
+    return "compute (FLOP)", f"{law:.3g} by 6 N tokens, {counted:.3g} counted operations"
 
 
 def phase_table(records: list[dict], last_save_s: float) -> Table:
