@@ -71,6 +71,19 @@ def copy_tree(source: Path, target: Path) -> None:
             (target / child.name).write_bytes(child.read_bytes())
 
 
+def move(source: Path, target: Path) -> None:
+    """Move a file or a folder to a place where nothing is; an object store copies within itself and then deletes."""
+    if not is_remote(source):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source.rename(target)
+        return
+    from etils.epath import backend
+
+    store, folder = backend.fsspec_backend.fs(source), source.is_dir()  # epath's own client, whose lists of files stay true
+    store.copy(os.fspath(source), os.fspath(target), recursive=folder)
+    store.rm(os.fspath(source), recursive=folder)
+
+
 @contextmanager
 def written_locally(path: Path):
     """A folder to fill: `path` itself where it is local, else one that is copied there afterwards."""

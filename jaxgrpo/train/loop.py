@@ -156,7 +156,7 @@ class Trainer:
         self.job.compile_updates(self.reference)
         steps = hosts.from_first(self.checkpoints.steps(), "the list of checkpoints")
         if not steps:
-            self.cut_after(-1)
+            self.set_aside()
             return self.job.fresh_state(initial), 0
         del initial
         state, meta = self.restore_newest(steps)
@@ -180,6 +180,14 @@ class Trainer:
             f"none of the checkpoints in {self.run.checkpoints} can be read ({complaints[0]}): bring one back, or delete the "
             "folder to begin again."
         )
+
+    def set_aside(self) -> None:
+        """Begin at step 0 in a directory that may hold what an earlier start left, without a checkpoint to go on from."""
+        moved = self.run.set_aside() if hosts.is_first() else None
+        if moved:
+            names = ", ".join(sorted(child.name for child in moved.iterdir()))
+            self.progress.say(f"moved     {names} to {moved}: no checkpoint goes with them, training begins at step 0")
+        hosts.barrier("the run directory to be cleared for step 0")
 
     def cut_after(self, step: int) -> None:
         if hosts.is_first():

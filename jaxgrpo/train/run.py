@@ -4,6 +4,7 @@ import fcntl
 from pathlib import Path
 
 from jaxgrpo import storage
+from jaxgrpo.aside import move_aside
 from jaxgrpo.config import Config, ConfigError, HostsConfig, differences, load_config, replace, to_yaml
 from jaxgrpo.train.metrics import MetricsLog
 from jaxgrpo.whole_file import write_whole
@@ -13,6 +14,7 @@ class RunDirectory:
     """Paths of a run, its lock, and what survives of a run that was killed."""
 
     LOCK = "lock"
+    OF_STEPS = ("metrics.jsonl", "eval", "evaluations", "plots", "profile")  # what the steps of a run leave, checkpoints apart
 
     def __init__(self, path: str):
         self.path = storage.location(path)
@@ -77,8 +79,13 @@ class RunDirectory:
         """The config as another machine could go on with it: on which hosts it ran is left out."""
         write_whole(self.path / "config.yaml", to_yaml(replace(config, {"hosts": HostsConfig()})))
 
+    def set_aside(self) -> Path | None:
+        """Before a run begins at step 0: move what earlier steps left here out of the way, since no checkpoint tells of them.
+        Returns the folder where it lies now, None where there was nothing."""
+        return move_aside(self.path, self.OF_STEPS)
+
     def cut_after(self, step: int) -> None:
-        """Drop what a killed run wrote after `step`: metric lines and evaluation files."""
+        """Drop what a killed run wrote after `step`, from whose checkpoint it goes on: metric lines and evaluation files."""
         self.metrics.cut_after(step)
         for file in (self.path / "eval").glob("*-*.jsonl"):
             written = file.stem.rpartition("-")[2]

@@ -1,6 +1,7 @@
 """Whole runs on gs:// against a server on this machine: saved, resumed, killed, damaged, exported; and a store that fails."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -168,3 +169,19 @@ def test_numpy_reads_what_was_exported(gcs, env, tmp_path):
     assert ours.keys() == theirs.keys()
     for name in ours:
         np.testing.assert_array_equal(ours[name], theirs[name])
+
+
+def test_what_is_moved_aside_on_a_bucket_is_whole_and_told_of_once(gcs):
+    store, variables = gcs
+    names = ("metrics.jsonl", "eval/heldout-0.jsonl", "checkpoints/6/params/d/x", "lock")
+    for name in names:
+        store.put("bucket", f"run/{name}", name.encode())
+    move = """
+from jaxgrpo import storage
+from jaxgrpo.aside import move_aside
+run, names = storage.location("gs://bucket/run"), ["metrics.jsonl", "eval", "plots", "checkpoints/6"]
+print([str(move_aside(run, names)) for _ in "12"])
+"""
+    done = subprocess.run([sys.executable, "-c", move], env=os.environ | variables, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "['gs://bucket/run/before-1', 'None']\n", done.stderr
+    assert objects(store, "gs://bucket/run") == {("" if n == "lock" else "before-1/") + n: n.encode() for n in names}
