@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from jaxgrpo import __version__
+from jaxgrpo.data_commands import add_data_commands
 from jaxgrpo.errors import UserError
 from jaxgrpo.typed_text import from_home
 
@@ -77,8 +78,8 @@ def command_line() -> argparse.ArgumentParser:
     export.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: that of the original weights")
     export.set_defaults(run=_export)
 
-    data = commands.add_parser("data", help="make training and held-out files, and subsets for data reuse")
-    _add_data_commands(data.add_subparsers(title="commands", required=True, metavar="COMMAND"))
+    data = commands.add_parser("data", help="make training and held-out files, subsets for data reuse, benchmark files")
+    add_data_commands(data.add_subparsers(title="commands", required=True, metavar="COMMAND"), run=_data)
 
     bench = commands.add_parser(
         "bench",
@@ -194,43 +195,6 @@ def _suites_help() -> str:
     return "\n".join(["suites:", *suites, "", "keys and their defaults:", *keys])
 
 
-def _add_data_commands(commands) -> None:
-    prepare = commands.add_parser(
-        "prepare",
-        help="curriculum, held-out set, prompts and repairs from a source",
-        description="Write OUT_DIR/train.parquet in curriculum order, heldout.parquet, summary.json and difficulty.png. "
-        "Doubled backslashes and prompts that are the text of a message list are repaired and counted.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    prepare.add_argument("source", metavar="SOURCE", help="hub id, such as LLM360/guru-RL-92k, or a parquet or JSONL file")
-    prepare.add_argument("out_dir", metavar="OUT_DIR", help="folder for the files; those of the same names are replaced")
-    prepare.add_argument(
-        "--heldout", type=int, default=500, metavar="N", help="problems to hold out, half of them easy; 0: none"
-    )
-    prepare.add_argument("--seed", type=int, default=42, help="of the held-out set; 42 draws the paper's positions")
-    prepare.add_argument(
-        "--against", nargs="+", default=[], metavar="FILE", help="benchmark files to look for in the training problems"
-    )
-    prepare.add_argument("--remove-contaminated", action="store_true", help="leave out training problems found there")
-    prepare.set_defaults(run=_data_prepare)
-
-    reuse = commands.add_parser(
-        "reuse",
-        help="subsets that are seen tau times",
-        description="Write OUT_DIR/sampled_1_TAU_ROWS.parquet for each tau, in curriculum order, as many easy as in the "
-        "whole. Train on one with data.epochs=TAU.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    reuse.add_argument("train_file", metavar="TRAIN_FILE", help="a prepared training file")
-    reuse.add_argument("out_dir", metavar="OUT_DIR", help="folder for the files; those of the same names are replaced")
-    reuse.add_argument("--tau", type=int, nargs="+", default=[2, 4, 5, 10, 20, 25, 50, 100], metavar="N", help="times seen")
-    reuse.add_argument("--rows", type=int, default=0, metavar="N", help="of the file to draw from; 0: the first 51,200, or all")
-    reuse.add_argument("--seed", type=int, default=42, help="42 draws the paper's subsets")
-    reuse.add_argument("--independent", action="store_true", help="draw each subset by itself, not nested in the larger ones")
-    reuse.add_argument("--shuffle", action="store_true", help="random order instead of the curriculum's: a control")
-    reuse.set_defaults(run=_data_reuse)
-
-
 def _add_bench_options(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("part", choices=["rollout", "update", "step"], help="rollouts alone, updates alone, or whole GRPO steps")
     sizes = {
@@ -280,48 +244,8 @@ def _eval(arguments) -> int:
     return _reported(run)
 
 
-def _data_prepare(arguments) -> int:
-    def run():
-        from rich.console import Console
-
-        from jaxgrpo.data import load_problems
-        from jaxgrpo.data.prepare import prepare, write_prepared
-        from jaxgrpo.data.report import draw_difficulty, print_summary
-
-        out = Path(arguments.out_dir)
-        against = {Path(file).stem: [p.messages[-1]["content"] for p in load_problems(file)] for file in arguments.against}
-        made = prepare(
-            arguments.source,
-            heldout=arguments.heldout,
-            seed=arguments.seed,
-            against=against,
-            remove=arguments.remove_contaminated,
-        )
-        print_summary(made, write_prepared(made, out), Console(soft_wrap=True))
-        draw_difficulty(made, out / "difficulty.png", arguments.source)
-        names = ["train.parquet", *(["heldout.parquet"] if made.heldout else []), "summary.json", "difficulty.png"]
-        print(f"wrote     {', '.join(names)} in {out}")
-
-    return _reported(run)
-
-
-def _data_reuse(arguments) -> int:
-    def run():
-        from jaxgrpo.data.reuse import write_subsets
-
-        paths = write_subsets(
-            arguments.train_file,
-            Path(arguments.out_dir),
-            arguments.tau,
-            seed=arguments.seed,
-            rows=arguments.rows,
-            independent=arguments.independent,
-            shuffle=arguments.shuffle,
-        )
-        for tau, path in paths.items():
-            print(f"wrote {path}: jaxgrpo train CONFIG data.train={path} data.epochs={tau}")
-
-    return _reported(run)
+def _data(arguments) -> int:
+    return _reported(lambda: arguments.make(arguments))
 
 
 def _bench(arguments) -> int:

@@ -6,8 +6,8 @@ A problem file has the columns `data_source`, `prompt` (chat messages), `reward_
 
 from __future__ import annotations
 
-import json
 import logging
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -17,6 +17,8 @@ import numpy as np
 
 from jaxgrpo.data.problem import DataError, EncodedPrompt, Problem
 from jaxgrpo.data.repair import Repairs, repair
+from jaxgrpo.data.values import check_columns, check_row, parse_json
+from jaxgrpo.data.values import short as _short
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,6 +27,7 @@ _LOG = logging.getLogger(__name__)
 _SUFFIXES = (".parquet", ".jsonl")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:.+)?")
 _PROBLEM_COLUMNS = ("data_source", "prompt", "reward_model")
+_ROLES = ("system", "user", "assistant", "tool")  # a chat template leaves out what others say, without a word
 
 
 def load_problems(path: str) -> list[Problem]:
@@ -46,12 +49,15 @@ def problems_of(rows: list[dict], path: str) -> list[Problem]:
     return problems
 
 
-def problem_rows(path: str, repairs: Repairs) -> list[dict]:
-    """The rows of a problem file as they are, with every column, except for the repairs, which are counted in `repairs`.
+def problem_rows(path: str, repairs: Repairs, keep: Sequence[str] | None = None) -> list[dict]:
+    """The rows of a problem file as they are, except for the repairs, which are counted in `repairs`.
 
-    Kinds of file and errors as in `load_problems`.
+    keep: the columns that shall be written again, all by default; a DataError names the row where one of them cannot be one
+    column of a parquet file. Kinds of file and other errors as in `load_problems`.
     """
     rows = read_rows(path)
+    kept = [{name: value for name, value in row.items() if keep is None or name in keep} for row in rows]
+    check_columns([{name: value for name, value in row.items() if name != "prompt"} for row in kept], path)
     for index, row in enumerate(rows):
         problem = _problem(index, row, f"{path}, row {index}", repairs)
         row["prompt"] = list(problem.messages)
@@ -154,8 +160,8 @@ def _problem(index: int, row: dict, where: str, repairs: Repairs) -> Problem:
     messages = _messages(row["prompt"], where)
     messages, ground_truth = repair(messages, _ground_truth(row["reward_model"], where), repairs)
     if not isinstance(row["data_source"], str) or not row["data_source"]:
-        raise DataError(f"{where}: data_source is {row['data_source']!r}; it must name the grader, such as 'math'")
-    extra_info = row.get("extra_info") or {}
+        raise DataError(f"{where}: data_source is {row['data_source']!r}; it must name the grader, such as 'math__mine'")
+    extra_info = {} if row.get("extra_info") is None else row["extra_info"]
     if not isinstance(extra_info, dict):
         raise DataError(f"{where}: extra_info is {_short(extra_info)}; make it an object such as {{}}")
     return Problem(index, tuple(messages), row["data_source"], ground_truth, extra_info)
@@ -181,9 +187,10 @@ def read_rows(
         raise DataError(f"{path} has no rows; give a file with at least one problem")
     if names is not None:
         _require_columns(names, columns, path)
-    else:
-        for index, row in enumerate(rows):
+    for index, row in enumerate(rows):
+        if names is None:
             _require_columns(row, columns, f"{path}, row {index}")
+        check_row(row, f"{path}, row {index}")
     return rows
 
 
@@ -202,26 +209,27 @@ def _read_parquet(path: str) -> tuple[list[dict], list[str]]:
 
     try:
         table = pyarrow.parquet.read_table(path)
-    except (pyarrow.ArrowException, OSError) as error:
+        return table.to_pylist(), table.column_names
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # also text that is no UTF-8, and odd dates
         raise DataError(f"{path} is not readable as parquet ({_short(str(error))}); fetch or write it again") from error
-    return table.to_pylist(), table.column_names
 
 
 def _read_jsonl(path: str) -> tuple[list[dict], None]:
-    rows = []
+    rows, empty = [], 0
     try:
-        with open(path, encoding="utf-8") as lines:
+        with open(path, encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
+                    empty += 1
                     continue
-                row = json.loads(line)
+                row = parse_json(line, f"{path}, line {number}")
                 if not isinstance(row, dict):
                     raise DataError(f"{path}, line {number} is {_short(row)}; write one JSON object per line")
                 rows.append(row)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {number} is not JSON ({error}); write one JSON object per line") from error
     except (UnicodeDecodeError, OSError) as error:
         raise DataError(f"{path} is not readable as UTF-8 text ({error}); fetch or write it again") from error
+    if empty and rows:
+        _LOG.warning("%s: %d empty lines are left out; messages count the rows without them, from 0", path, empty)
     return rows, None
 
 
@@ -251,6 +259,8 @@ def _messages(prompt: object, where: str) -> list[dict]:
         role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
         if not isinstance(role, str) or not isinstance(content, str):
             raise DataError(f"{where}: the message {_short(message)} has no role and content that are text; mend the row")
+        if role not in _ROLES:
+            raise DataError(f"{where}: the role {_short(role)} of a message is none of {', '.join(_ROLES)}; mend the row")
         messages.append({"role": role, "content": content})
     if not any(message["content"].strip() for message in messages):
         raise DataError(f"{where}: the prompt is empty ({_short(prompt)}); fill it in or remove the row")
@@ -261,10 +271,6 @@ def _ground_truth(reward_model: object, where: str) -> object:
     ground_truth = reward_model.get("ground_truth") if isinstance(reward_model, dict) else None
     if ground_truth is None or ground_truth == "":
         raise DataError(f"{where}: reward_model is {_short(reward_model)}; it needs a ground_truth to grade against")
+    if isinstance(ground_truth, float) and not math.isfinite(ground_truth):
+        raise DataError(f"{where}: the ground_truth is {ground_truth}; write the answer, or remove the row")
     return ground_truth
-
-
-def _short(value: object) -> str:
-    text = value if isinstance(value, str) else repr(value)
-    text = " ".join(text.split())
-    return repr(value) if value == "" else text if len(text) <= 160 else text[:157] + "..."

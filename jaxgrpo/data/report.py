@@ -5,7 +5,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from jaxgrpo.data.prepare import EASY, Prepared, pass_rate
+from jaxgrpo.data.prepare import EASY, RATES, Prepared, pass_rate
 
 _SHOWN = 10  # matches printed in full
 
@@ -19,8 +19,19 @@ def print_summary(made: Prepared, summary: dict, console: Console) -> None:
         counts = summary[split]
         sources = "\n".join(f"{n:,} {name}" for name, n in counts["by_data_source"].items())
         hard, never = counts["problems"] - counts["easy"], counts["by_pass_rate"].get("0", 0)
-        table.add_row(split, *(f"{n:,}" for n in (counts["problems"], counts["easy"], hard, never)), sources)
+        kinds = [f"{n:,}" for n in (counts["easy"], hard, never)] if made.rated else ["-"] * 3
+        table.add_row(split, f"{counts['problems']:,}", *kinds, sources)
     console.print(table)
+    if not made.rated:
+        drawn = "; the held-out problems are drawn at random from all" if made.heldout else ""
+        console.print(
+            f"order     no problem has a pass rate ({' or '.join(RATES)}): the source's order is kept{drawn}. "
+            "`jaxgrpo data rate` makes pass rates, for a curriculum."
+        )
+    elif made.unrated:
+        console.print(f"order     {made.unrated:,} problems without a pass rate count as hard and come last")
+    total = sum(summary[split]["problems"] for split in ("train", "heldout")) + made.removed
+    console.print(f"prompts   template {made.template}, put around {made.prompted:,} of {total:,}", markup=False)
     console.print(f"repaired  {made.repairs}")
     if not made.matches:
         console.print("benchmarks: none of their questions was found in the training problems")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxgrpo.data.files import problem_rows, write_parquet
-from jaxgrpo.data.prepare import EASY, draw, pass_rate
+from jaxgrpo.data.files import write_parquet
+from jaxgrpo.data.prepare import EASY, draw, pass_rate, rated_rows
 from jaxgrpo.data.problem import DataError
 from jaxgrpo.data.repair import Repairs
 
@@ -42,7 +42,7 @@ def write_subsets(
     in every epoch, instead of the curriculum's: a control. Raises DataError for taus and rows that do not fit the file.
     """
     repairs = Repairs()
-    table = problem_rows(train_file, repairs)
+    table = rated_rows(train_file, repairs)
     rows = rows or min(ROWS, len(table))
     if not 0 < rows <= len(table):
         raise DataError(f"--rows {rows}: {train_file} has {len(table)} rows; give 1 to {len(table)}")

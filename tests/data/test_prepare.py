@@ -209,7 +209,7 @@ def test_the_command_line_names_what_is_wrong(tmp_path, capsys):
     row = {"data_source": "math__x", "prompt": "What is 1?", "reward_model": {"ground_truth": "1"}}
     path.write_text(json.dumps(row) + "\n")
     assert main(["data", "prepare", str(path), str(tmp_path / "out")]) == 1
-    assert "qwen2.5_7b_pass_rate" in capsys.readouterr().err
+    assert "has 1 problems, --heldout 500 cannot be held out; choose 0 to 0" in capsys.readouterr().err
     path.write_text(json.dumps(row | {"qwen2.5_7b_pass_rate": 0.5}) + "\n")
     assert main(["data", "reuse", str(path), str(tmp_path / "out"), "--tau", "5"]) == 1
     assert "--tau 5" in capsys.readouterr().err
@@ -242,3 +242,99 @@ def test_the_commands_write_files_that_a_run_can_use(tmp_path, capsys):
     assert "data.epochs=4" in capsys.readouterr().out
     assert pq.read_table(out / "sampled_1_4_8.parquet").num_rows == 8
     assert prepare(str(out / "train.parquet"), heldout=0).train == pq.read_table(out / "train.parquet").to_pylist()
+
+
+def own_rows(path, count=40, **columns):
+    rows = [
+        {"data_source": "math__x", "prompt": f"What is {n} + {n}?", "reward_model": {"ground_truth": str(2 * n)}} | columns
+        for n in range(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def truths(file):
+    return [int(row["reward_model"]["ground_truth"]) // 2 for row in pq.read_table(file).to_pylist()]
+
+
+def test_a_file_without_pass_rates_keeps_its_order_and_holds_out_at_random_and_says_so(tmp_path, capsys):
+    source, out = own_rows(tmp_path / "mine.jsonl"), tmp_path / "out"
+    assert main(["data", "prepare", source, str(out), "--heldout", "8"]) == 0
+    said = capsys.readouterr().out
+    assert "no problem has a pass rate" in said and "the source's order is kept" in said
+    assert "drawn at random" in said and "jaxgrpo data rate" in said
+    train, heldout = truths(out / "train.parquet"), truths(out / "heldout.parquet")
+    drawn = np.random.RandomState(42).choice(40, 8, replace=False)
+    assert heldout == sorted(drawn) and train == [n for n in range(40) if n not in drawn]
+    assert not (out / "difficulty.png").exists()
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["order"], summary["without_pass_rate"]) == ("source", 40)
+    assert main(["data", "prepare", source, str(tmp_path / "other"), "--heldout", "8", "--seed", "7"]) == 0
+    assert truths(tmp_path / "other" / "heldout.parquet") != heldout
+    assert main(["data", "prepare", str(out / "train.parquet"), str(tmp_path / "again"), "--heldout", "0"]) == 0
+    assert pq.read_table(tmp_path / "again" / "train.parquet").to_pylist() == pq.read_table(out / "train.parquet").to_pylist()
+    assert main(["data", "reuse", str(out / "train.parquet"), str(out), "--tau", "1", "4"]) == 0
+    assert truths(out / "sampled_1_1_32.parquet") == train and len(truths(out / "sampled_1_4_8.parquet")) == 8
+
+
+def test_a_held_out_file_of_an_earlier_call_is_told(tmp_path, capsys):
+    source, out = own_rows(tmp_path / "mine.jsonl"), tmp_path / "out"
+    assert main(["data", "prepare", source, str(out), "--heldout", "8"]) == 0
+    assert "earlier call" not in capsys.readouterr().out
+    assert main(["data", "prepare", source, str(out), "--heldout", "0"]) == 0
+    assert "heldout.parquet, which is of an earlier call" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("maths", INTRODUCTION + "What is 0 + 0?" + BOXED),
+        ("none", "What is 0 + 0?"),
+        ("Q: {question}\nA: \\boxed{}", "Q: What is 0 + 0?\nA: \\boxed{}"),
+        ("FILE", "From a file:\n\nWhat is 0 + 0?"),
+    ],
+)
+def test_the_template_is_a_name_a_text_or_a_file(template, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "FILE").write_text("From a file:\n\n{question}\n")
+    own_rows(tmp_path / "mine.jsonl", 3)
+    for source in ("mine.jsonl", "out/train.parquet"):  # prepared once more, it stays as it is
+        assert main(["data", "prepare", source, "out", "--heldout", "0", "--template", template]) == 0
+        assert pq.read_table("out/train.parquet").to_pylist()[0]["prompt"] == [{"role": "user", "content": expected}]
+
+
+def test_another_template_takes_the_place_of_the_papers(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own_rows(tmp_path / "mine.jsonl", 3)
+    assert main(["data", "prepare", "mine.jsonl", "out", "--heldout", "0"]) == 0
+    assert main(["data", "prepare", "out/train.parquet", "out", "--heldout", "0", "--template", "{question} = ?"]) == 0
+    assert pq.read_table("out/train.parquet").to_pylist()[1]["prompt"][0]["content"] == "What is 1 + 1? = ?"
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["template"] == "{question} = ?"
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("math", "there is no such file"),
+        ("Solve: {problem}", "must be written {question}, once"),
+        ("{question} and {question}", "the text has 2 of it"),
+        ("empty.txt", "the file has 0 of it"),
+        ("latin.txt", "not readable as UTF-8"),
+        ("", "there is no such file"),
+    ],
+)
+def test_a_template_without_a_place_for_the_question_is_refused(template, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    own_rows(tmp_path / "mine.jsonl", 3)
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9 {question}")
+    assert main(["data", "prepare", "mine.jsonl", "out", "--heldout", "0", "--template", template]) == 1
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_what_extra_info_holds_is_kept_beside_index_rates_and_split(tmp_path):
+    source = own_rows(tmp_path / "mine.jsonl", 4, extra_info={"author": "me"}, pass_rate=0.5, pass_rate_model="M")
+    assert main(["data", "prepare", source, str(tmp_path / "out"), "--heldout", "0"]) == 0
+    info = pq.read_table(tmp_path / "out" / "train.parquet").to_pylist()[3]["extra_info"]
+    assert info == {"author": "me", "index": 3, "pass_rate": 0.5, "pass_rate_model": "M", "split": "train"}

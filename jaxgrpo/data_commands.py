@@ -1,0 +1,107 @@
+"""`jaxgrpo data ...`: its command lines and what they run. What a command needs is imported when it runs."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+
+def add_data_commands(commands, run: Callable) -> None:
+    """Add the parsers. `run` is what the command line calls with the arguments, of which `make` does the work."""
+    _add_prepare(commands, run)
+    _add_reuse(commands, run)
+
+
+def _add_prepare(commands, run: Callable) -> None:
+    prepare = commands.add_parser(
+        "prepare",
+        help="curriculum, held-out set, prompts and repairs from a source",
+        description="Write OUT_DIR/train.parquet in curriculum order, heldout.parquet, summary.json and difficulty.png. "
+        "Without pass rates the order is the source's. Doubled backslashes and prompts that are the text of a message list are "
+        "repaired and counted.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    prepare.add_argument("source", metavar="SOURCE", help="hub id, such as LLM360/guru-RL-92k, or a parquet or JSONL file")
+    prepare.add_argument("out_dir", metavar="OUT_DIR", help="folder for the files; those of the same names are replaced")
+    prepare.add_argument(
+        "--heldout", type=int, default=500, metavar="N", help="problems to hold out, half of them easy; 0: none"
+    )
+    prepare.add_argument("--seed", type=int, default=42, help="of the held-out set; 42 draws the paper's positions")
+    prepare.add_argument(
+        "--template",
+        default="maths",
+        metavar="TEMPLATE",
+        help="what is put around the user's last message: maths (the paper's prompt, around problems with a mathematical "
+        "answer alone), none, or around all of them a text with {question} in it or a file of one",
+    )
+    prepare.add_argument(
+        "--against", nargs="+", default=[], metavar="FILE", help="benchmark files to look for in the training problems"
+    )
+    prepare.add_argument("--remove-contaminated", action="store_true", help="leave out training problems found there")
+    prepare.set_defaults(run=run, make=_prepare)
+
+
+def _add_reuse(commands, run: Callable) -> None:
+    reuse = commands.add_parser(
+        "reuse",
+        help="subsets that are seen tau times",
+        description="Write OUT_DIR/sampled_1_TAU_ROWS.parquet for each tau, in curriculum order, as many easy as in the "
+        "whole. Train on one with data.epochs=TAU.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    reuse.add_argument("train_file", metavar="TRAIN_FILE", help="a prepared training file")
+    reuse.add_argument("out_dir", metavar="OUT_DIR", help="folder for the files; those of the same names are replaced")
+    reuse.add_argument(
+        "--tau", type=int, nargs="+", default=[1, 2, 4, 5, 10, 20, 25, 50, 100], metavar="N", help="times seen; 1: the whole"
+    )
+    reuse.add_argument("--rows", type=int, default=0, metavar="N", help="of the file to draw from; 0: the first 51,200, or all")
+    reuse.add_argument("--seed", type=int, default=42, help="42 draws the paper's subsets")
+    reuse.add_argument("--independent", action="store_true", help="draw each subset by itself, not nested in the larger ones")
+    reuse.add_argument("--shuffle", action="store_true", help="random order instead of the curriculum's: a control")
+    reuse.set_defaults(run=run, make=_reuse)
+
+
+def _prepare(arguments) -> None:
+    from rich.console import Console
+
+    from jaxgrpo.data.files import load_problems
+    from jaxgrpo.data.prepare import HELDOUT, SUMMARY, TRAIN, prepare, write_prepared
+    from jaxgrpo.data.prompts import asked, find_template
+    from jaxgrpo.data.report import draw_difficulty, print_summary
+
+    out = Path(arguments.out_dir)
+    template = find_template(arguments.template)
+    against = {Path(file).stem: [asked(p.messages) for p in load_problems(file)] for file in arguments.against}
+    made = prepare(
+        arguments.source,
+        heldout=arguments.heldout,
+        seed=arguments.seed,
+        against=against,
+        remove=arguments.remove_contaminated,
+        template=template,
+    )
+    console = Console(soft_wrap=True)
+    stale = not made.heldout and (out / HELDOUT).exists()
+    print_summary(made, write_prepared(made, out), console)
+    names = [TRAIN, *([HELDOUT] if made.heldout else []), SUMMARY]
+    if made.rated:
+        draw_difficulty(made, out / "difficulty.png", arguments.source)
+        names.append("difficulty.png")
+    if stale:
+        console.print(f"left      {out / HELDOUT}, which is of an earlier call", markup=False)
+    print(f"wrote     {', '.join(names)} in {out}")
+
+
+def _reuse(arguments) -> None:
+    from jaxgrpo.data.reuse import write_subsets
+
+    paths = write_subsets(
+        arguments.train_file,
+        Path(arguments.out_dir),
+        arguments.tau,
+        seed=arguments.seed,
+        rows=arguments.rows,
+        independent=arguments.independent,
+        shuffle=arguments.shuffle,
+    )
+    for tau, path in paths.items():
+        print(f"wrote {path}: jaxgrpo train CONFIG data.train={path} data.epochs={tau}")
