@@ -143,8 +143,8 @@ def command_line() -> argparse.ArgumentParser:
     plan.add_argument("--topology", required=True, metavar="CHIP:SHAPE", help="such as v5p:4x4x8, v6e:2x4 or h200:8")
     plan.add_argument("--suggest", action="store_true", help="search meshes and row lengths, and rank those that fit")
     plan.add_argument("--no-compile", action="store_true", help="by model only, in a second")
-    plan.add_argument("--prompt-len", type=int, default=100, metavar="N", help="mean tokens of a prompt (default: %(default)s)")
-    plan.add_argument("--response-len", type=int, default=1000, metavar="N", help="of a response (default: %(default)s)")
+    plan.add_argument("--prompt-len", type=int, metavar="N", help="mean tokens of a prompt (default: 100)")
+    plan.add_argument("--response-len", type=int, metavar="N", help="of a response (default: 1000)")
     plan.add_argument("--json", metavar="OUT", help="also write the figures to this file")
     plan.set_defaults(run=_plan)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from jaxgrpo.config import Config, ConfigError, load_config, replace
+from jaxgrpo.config import Config, ConfigError, flatten, load_config, replace
 from jaxgrpo.errors import UserError
 from jaxgrpo.model.config import ModelConfig
 from jaxgrpo.model.parameters import count_parameters
@@ -114,7 +114,10 @@ def run_plan(path: str, overrides: list[str], topology: str, options) -> None:
     config = load_config(path, overrides)
     model = resolve_model(config.model, need_weights=False).config
     place = parse_topology(topology)
-    assumptions = Assumptions(prompt=options.prompt_len, response=options.response_len)
+    assumptions = Assumptions(
+        prompt=_mean_length("--prompt-len", options.prompt_len, Assumptions.prompt, config, "data.max_prompt_tokens"),
+        response=_mean_length("--response-len", options.response_len, Assumptions.response, config, "rollout.max_new_tokens"),
+    )
     console = Console(highlight=False, soft_wrap=True)
 
     def say(text: str = "") -> None:
@@ -152,6 +155,17 @@ def run_plan(path: str, overrides: list[str], topology: str, options) -> None:
             + _no_fit(config, model, place, assumptions)
         )
     say(f"\nfits      in {place.chip.memory_gib:g} GiB a chip, with {(place.memory - max(peaks.values())) / GIB:.2f} to spare")
+
+
+def _mean_length(option: str, given: int | None, default: int, config: Config, limit_key: str) -> int:
+    """The mean tokens of a prompt or response: as given, else the default, no more than the config allows. ConfigError for a
+    mean that cannot be."""
+    limit = flatten(config)[limit_key]
+    if given is None:
+        return min(default, limit)
+    if not 1 <= given <= limit:
+        raise ConfigError(f"{option} {given}: a mean of 1 to {limit_key}={limit} tokens is possible.")
+    return given
 
 
 @dataclass(frozen=True)
@@ -256,6 +270,6 @@ def as_json(plan: Plan, measured: CompilerFigures, a: Assumptions) -> dict:
         "tokens_per_s": plan.tokens_per_s(a),
         "steps": plan.steps,
         "chip_hours": plan.chip_hours,
-        "cost": plan.chip_hours * plan.config.plan.chip_hour_price,
+        "cost": plan.chip_hours * plan.config.plan.chip_hour_price or None,
         "assumptions": asdict(a),
     }

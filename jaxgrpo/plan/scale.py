@@ -1,15 +1,18 @@
 """How a step scales to many hosts: rollouts of unequal length on hosts that wait for each other, synchronous or one step off.
 
-    python -m jaxgrpo.plan.scale RUN_DIR OUT.png      from the phases and response lengths that a run has measured
-    python -m jaxgrpo.plan.scale OUT.png              from the plan of a 7B model on v5p and long-tailed lengths
+    python -m jaxgrpo.plan.scale RUN_DIR [OUT.png]    from the phases and response lengths that a run has measured
+    python -m jaxgrpo.plan.scale [OUT.png]            from the plan of a 7B model on v5p and long-tailed lengths
 
-The batch stays the same while hosts are added, so that slots run empty and the longest response decides: the simulation shows
-where that begins. Prompts are dealt out to hosts in turn, as in training; a host's slots take the next sequence when one ends.
-A token takes as long with few busy slots as with all of them, pessimistic where reading the cache takes most of it.
+A table is printed, and drawn where OUT.png is named (a run's else in RUN_DIR/plots/scale.png). A run's machines, all of its
+hosts together, count as one host here. The batch stays the same while hosts are added, so that slots run empty and the longest
+response decides: the simulation shows where that begins. Prompts are dealt out to hosts in turn, as in training; a host's slots
+take the next sequence when one ends. A token takes as long with few busy slots as with all of them, pessimistic where reading
+the cache takes most of it.
 
 Shapes: P prompts, G samples of each.
 """
 
+import argparse
 import heapq
 import json
 import sys
@@ -17,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from jaxgrpo.errors import UserError
 
 CHIPS_PER_HOST = 4
 HOSTS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)  # 8 to 4,096 chips
@@ -93,29 +98,30 @@ def long_tailed(prompts: int, samples: int, mean: int = 1000, limit: int = 4096,
 
 
 def measured(run_dir: str) -> tuple[np.ndarray, Phases]:
-    """Lengths [questions, samples] of a run's newest evaluation, and its mean phases. ValueError where it has none."""
+    """Lengths [questions, samples] of a run's newest evaluation, and its mean phases. UserError where it has none."""
     import yaml
 
     run = Path(run_dir)
-    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    steps = [step for step in steps if step.get("rollout_s")]
-    evaluations = sorted(run.glob("eval/heldout-*.jsonl"), key=lambda path: int(path.stem.rpartition("-")[2]))
-    if not steps or not evaluations:
-        raise ValueError(f"{run} holds no finished step, or no evaluation: nothing to scale from")
-    rows = [json.loads(line) for line in evaluations[-1].read_text().splitlines()]
-    by_question: dict = {}
-    for row in rows:
-        by_question.setdefault(row["question"], []).append(row["tokens"])
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    samples, prompts = config["rollout"]["samples"], config["data"]["prompts_per_step"]
-    pool = np.array([tokens for group in by_question.values() for tokens in group])
+    try:
+        steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        steps = [step for step in steps if step.get("rollout_s")]
+        evaluations = sorted(run.glob("eval/heldout-*.jsonl"), key=lambda path: int(path.stem.rpartition("-")[2]))
+        rows = [json.loads(line) for line in evaluations[-1].read_text().splitlines()] if evaluations else []
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        samples, slots = config["rollout"]["samples"], config["rollout"]["slots"]
+        prompts, pool = config["data"]["prompts_per_step"], np.array([row["tokens"] for row in rows])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{run} is no run directory that can be read ({error}): give one that training has written.") from None
+    if not steps or not len(pool):
+        raise UserError(f"{run} holds no finished step, or no evaluation: nothing to scale from. Train further.")
+    if not slots:
+        raise UserError(f"{run}/config.yaml says rollout.slots=0: only the resolved config of a run that has started tells.")
     lengths = np.random.default_rng(0).choice(pool, (prompts, samples))
     last = steps[len(steps) // 2 :]
 
     def mean(key: str) -> float:
-        return float(np.mean([step.get(key, 0.0) for step in last]))
+        return float(np.mean([step.get(key) or 0.0 for step in last]))
 
-    slots = config["rollout"]["slots"]
     token_s = mean("rollout_s") / (_host_seconds(lengths.reshape(-1), Phases(1.0, slots, 0, 0)))
     return lengths, Phases(token_s, slots, mean("update_s") + mean("score_s"), mean("sync_s") + max(mean("other_s"), 0.0))
 
@@ -139,8 +145,8 @@ def planned() -> tuple[np.ndarray, Phases]:
     return lengths, Phases(token_s, slots, (seconds["update"] + seconds["score"]) * topology.hosts, seconds["sync"] + 2.0)
 
 
-def draw(lengths_PG: np.ndarray, phases: Phases, path: str) -> None:
-    """Step time and idle share over the number of chips, both ways."""
+def draw(lengths_PG: np.ndarray, phases: Phases, path: Path, unit: str, each: int) -> None:
+    """Step time and idle share over the number of `unit`, of which a host has `each`, both ways."""
     from scaling.figures import BLUE, ORANGE, PAGE, canvas, save, styled
 
     @styled
@@ -152,37 +158,62 @@ def draw(lengths_PG: np.ndarray, phases: Phases, path: str) -> None:
             ("one step off", one_step_off, ORANGE, "s"),
         ):
             steps = [simulate(lengths_PG, hosts, phases) for hosts in HOSTS]
-            chips = [CHIPS_PER_HOST * step.hosts for step in steps]
-            left.plot(chips, [step.step_s for step in steps], color=colour, marker=marker, markersize=3, label=name)
-            right.plot(chips, [step.idle for step in steps], color=colour, marker=marker, markersize=3, label=name)
+            counts = [each * step.hosts for step in steps]
+            left.plot(counts, [step.step_s for step in steps], color=colour, marker=marker, markersize=3, label=name)
+            right.plot(counts, [step.idle for step in steps], color=colour, marker=marker, markersize=3, label=name)
         alone = synchronous(lengths_PG, 1, phases).step_s
-        left.plot(chips, [alone / hosts for hosts in HOSTS], ":", color="0.45", label="without any loss")
+        left.plot(counts, [alone / hosts for hosts in HOSTS], ":", color="0.45", label="without any loss")
         left.set_yscale("log")
         left.set_ylabel("seconds a step")
         right.set_ylim(0, 1)
         right.set_ylabel("share of host-seconds idle")
         for axis in (left, right):
             axis.set_xscale("log", base=2)
-            axis.set_xticks(chips[::2], [f"{c:,}" for c in chips[::2]])
-            axis.set_xlabel("chips")
+            axis.set_xticks(counts[::2], [f"{c:,}" for c in counts[::2]])
+            axis.set_xlabel(unit)
             axis.legend()
-        left.set_title(f"the same batch of {lengths_PG.size:,} responses on more chips")
+        left.set_title(f"the same batch of {lengths_PG.size:,} responses on more {unit}")
         return drawn
 
-    save(figure(), Path(path).parent, Path(path).stem)
+    save(figure(), path.parent, path.stem)
 
 
-def main(arguments: list[str]) -> int:
-    if len(arguments) not in (1, 2) or arguments[0].startswith("-"):
-        print(__doc__)
-        return 2
-    lengths, phases = planned() if len(arguments) == 1 else measured(arguments[0])
+def arguments_of(argv: list[str]) -> tuple[str | None, Path | None]:
+    """(run directory, picture); ends with exit code 2 for what is neither."""
+    parser = argparse.ArgumentParser(
+        prog="python -m jaxgrpo.plan.scale",
+        description="How a step scales to many hosts: table, and picture where one is named.",
+        epilog="Without RUN_DIR: the plan of a 7B model on v5p with long-tailed lengths.",
+    )
+    parser.add_argument("named", metavar="RUN_DIR | OUT.png", nargs="*", help="a run directory, a picture to draw, or both")
+    named = parser.parse_args(argv).named
+    pictures = [Path(name) for name in named if Path(name).suffix == ".png" and not Path(name).is_dir()]
+    runs = [name for name in named if Path(name) not in pictures]
+    if len(runs) > 1 or len(pictures) > 1:
+        parser.error(f"one run directory and one OUT.png at most, not {' '.join(named)}")
+    if runs and not (Path(runs[0]) / "metrics.jsonl").is_file():
+        parser.error(f"{runs[0]} is no run directory (it has no metrics.jsonl), and no picture, whose name ends in .png")
+    run = runs[0] if runs else None
+    return run, pictures[0] if pictures else Path(run, "plots", "scale.png") if run else None
+
+
+def main(argv: list[str]) -> int:
+    run, picture = arguments_of(argv)
+    try:
+        lengths, phases = measured(run) if run else planned()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    unit, each = ("machines", 1) if run else ("chips", CHIPS_PER_HOST)
+    print(f"{run}, whose machines are one here" if run else "plan of a 7B model on v5p, four chips a host")
     print(f"{lengths.size:,} responses, mean {lengths.mean():.0f}, longest {lengths.max()} tokens; {phases.slots} slots a host")
-    print("chips   synchronous s  idle   one step off s  idle")
+    print(f"{unit:<8}   synchronous s  idle   one step off s  idle")
     for hosts in HOSTS:
         a, b = synchronous(lengths, hosts, phases), one_step_off(lengths, hosts, phases)
-        print(f"{CHIPS_PER_HOST * hosts:5d}   {a.step_s:13.2f}  {a.idle:4.0%}   {b.step_s:14.2f}  {b.idle:4.0%}")
-    draw(lengths, phases, arguments[-1])
+        print(f"{each * hosts:8d}   {a.step_s:13.2f}  {a.idle:4.0%}   {b.step_s:14.2f}  {b.idle:4.0%}")
+    if picture:
+        draw(lengths, phases, picture, unit, each)
+        print(f"picture {picture}")
     return 0
 
 

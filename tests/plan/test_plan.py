@@ -241,6 +241,22 @@ def test_a_run_that_does_not_fit_fails_with_the_remedy(capsys):
     assert re.search(r"update needs \d+\.\d+ GiB of a chip that gives 15\.75\. It would fit with mesh", capsys.readouterr().err)
 
 
+@pytest.mark.parametrize("option", ["--prompt-len", "--response-len"])
+@pytest.mark.parametrize("tokens", ["-100", "0", "100000"])
+def test_mean_lengths_that_cannot_be_are_refused_by_name(option, tokens, capsys):
+    arguments = ["plan", "configs/qwen2.5-0.5b.yaml", "model=random:qwen2.5-0.5b", "--topology", "v5e:2x2", "--no-compile"]
+    assert main([*arguments, option, tokens]) == 2
+    assert f"{option} {tokens}: a mean of 1 to" in capsys.readouterr().err
+
+
+def test_the_assumed_lengths_stay_within_the_limits_of_the_config_and_no_price_is_no_cost(tmp_path, capsys):
+    out = tmp_path / "plan.json"
+    arguments = ["plan", "configs/qwen2.5-0.5b.yaml", "model=random:qwen2.5-0.5b", "--topology", "v5e:2x2", "--no-compile"]
+    assert main([*arguments, "rollout.max_new_tokens=64", "--json", str(out)]) == 0
+    assert "assuming 100 + 64 tokens" in capsys.readouterr().out
+    assert json.loads(out.read_text())["cost"] is None
+
+
 def test_equal_lengths_take_what_their_number_says():
     lengths = np.full((64, 8), 100)
     phases = scale.Phases(token_s=0.01, slots=32, update_host_s=40.0, fixed_s=1.0)
@@ -276,7 +292,8 @@ def test_the_simulation_agrees_with_the_scheduler_of_the_engine_on_random_length
         assert scale._host_seconds(lengths, scale.Phases(1.0, slots, 0, 0)) == tokens
 
 
-def test_scale_is_drawn_from_a_run_and_from_a_plan(tmp_path, capsys):
+@pytest.fixture
+def scaled_run(tmp_path):
     run = tmp_path / "run"
     (run / "eval").mkdir(parents=True)
     config = {"rollout": {"samples": 4, "slots": 16}, "data": {"prompts_per_step": 32}}
@@ -285,10 +302,42 @@ def test_scale_is_drawn_from_a_run_and_from_a_plan(tmp_path, capsys):
     (run / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
     rows = [{"question": q, "sample": 0, "tokens": 10 + q} for q in range(20)]
     (run / "eval" / "heldout-4.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    lengths, phases = scale.measured(str(run))
+    return run
+
+
+def test_scale_is_drawn_from_a_run(scaled_run, tmp_path, capsys):
+    lengths, phases = scale.measured(str(scaled_run))
     one = scale.synchronous(lengths, 1, phases)
     assert one.rollout_s == pytest.approx(2.0) and one.step_s == pytest.approx(2.0 + 4.0 + 0.3)
-    assert scale.main([str(run), str(tmp_path / "scale.png")]) == 0
+    assert scale.main([str(scaled_run), str(tmp_path / "scale.png")]) == 0
     assert (tmp_path / "scale.png").stat().st_size > 10_000
     assert capsys.readouterr().out.count("%") == 2 * len(scale.HOSTS)
     assert Path(tmp_path / "scale.pdf").exists()
+
+
+def test_a_run_directory_alone_is_read_and_keeps_its_picture_inside(scaled_run, capsys):
+    assert scale.main([str(scaled_run)]) == 0
+    printed = capsys.readouterr().out
+    assert "128 responses" in printed and "16 slots" in printed  # 32 x 4, of the run's config
+    assert "chips" not in printed and "machines" in printed  # nobody said that the run had four chips
+    assert not scaled_run.with_suffix(".png").exists() and (scaled_run / "plots" / "scale.png").exists()
+
+
+def test_without_arguments_the_plan_is_printed_and_nothing_drawn(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(scale, "HOSTS", (2, 8))
+    monkeypatch.chdir(tmp_path)
+    assert scale.main([]) == 0
+    assert "4,096 responses" in capsys.readouterr().out and not list(tmp_path.iterdir())
+
+
+def test_what_is_neither_a_run_nor_a_picture_is_refused(scaled_run, tmp_path, capsys):
+    for arguments in ([str(tmp_path / "nowhere")], [str(tmp_path)], ["out.txt"], ["a.png", "b.png"]):
+        with pytest.raises(SystemExit) as stop:
+            scale.main(arguments)
+        assert stop.value.code == 2
+    (scaled_run / "eval" / "heldout-4.jsonl").unlink()
+    assert scale.main([str(scaled_run)]) == 1
+    assert "no evaluation" in capsys.readouterr().err
+    (scaled_run / "config.yaml").unlink()
+    assert scale.main([str(scaled_run)]) == 1
+    assert "no run directory that can be read" in capsys.readouterr().err
