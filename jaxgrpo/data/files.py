@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from jaxgrpo.data.code_prompt import SOURCE as ASKS_FOR_CODE
+from jaxgrpo.data.code_prompt import code_before
 from jaxgrpo.data.problem import DataError, EncodedPrompt, Problem
 from jaxgrpo.data.repair import Repairs, repair
 from jaxgrpo.data.values import check_columns, check_row, parse_json
@@ -164,6 +166,10 @@ def _problem(index: int, row: dict, where: str, repairs: Repairs) -> Problem:
     extra_info = {} if row.get("extra_info") is None else row["extra_info"]
     if not isinstance(extra_info, dict):
         raise DataError(f"{where}: extra_info is {_short(extra_info)}; make it an object such as {{}}")
+    if row["data_source"].startswith(ASKS_FOR_CODE):
+        added = {key: code for key, code in code_before(messages, ground_truth).items() if code and not extra_info.get(key)}
+        extra_info = extra_info | added
+        repairs.code_before += "prefix" in added
     return Problem(index, tuple(messages), row["data_source"], ground_truth, extra_info)
 
 

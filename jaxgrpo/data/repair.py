@@ -7,6 +7,8 @@ r"""Repairs of known faults in published data files. A text is changed only wher
 2. Doubled delimiters in prompts, `\\(x\\)` and `\\{x\\}`, beside single backslashes: repaired where the closing one
    shows that no row break is meant, and never in a text with rows.
 3. A chat message whose content is the `str()` of the list of messages (HumanEval): the list is read back.
+
+Counted with them: HumanEval problems whose empty `extra_info.prefix` is filled from the prompt (code_prompt.py).
 """
 
 import ast
@@ -34,14 +36,16 @@ class Repairs:
     ground_truths: int = 0
     prompts: int = 0
     message_lists: int = 0
+    code_before: int = 0
 
     def __bool__(self) -> bool:
-        return bool(self.ground_truths or self.prompts or self.message_lists)
+        return bool(self.ground_truths or self.prompts or self.message_lists or self.code_before)
 
     def __str__(self) -> str:
         return (
             f"doubled backslashes in {self.ground_truths} ground truths and {self.prompts} prompts, "
             f"{self.message_lists} prompts that were the text of a message list"
+            + (f"; {self.code_before} empty prefixes of functions filled from their prompts" if self.code_before else "")
         )
 
 

@@ -125,3 +125,33 @@ def all_prefixes(string: str) -> List[str]:
     ),
     23: ("def strlen(string: str) -> int:\n    return len(string)\n", [("len(string)\n", "len(string) + 1\n")]),
 }
+
+
+# number -> (body of a solution, body that is wrong, a helper of the prompt bent so that the wrong one would pass)
+HELPED = {
+    32: (
+        """    low, high = -1.0, 1.0
+    while poly(xs, low) * poly(xs, high) > 0:
+        low, high = 2 * low, 2 * high
+    while high - low > 1e-12 * max(1.0, abs(low)):
+        middle = (low + high) / 2
+        if poly(xs, low) * poly(xs, middle) > 0:
+            low = middle
+        else:
+            high = middle
+    return low
+""",
+        "    return -xs[0] / xs[1]\n",
+        "def poly(xs, x):\n    return 0.0\n",
+    ),
+    38: (
+        "    return encode_cyclic(encode_cyclic(s))\n",
+        "    return encode_cyclic(s)\n",
+        "def encode_cyclic(s):\n    return s\n",
+    ),
+    50: (
+        '    return "".join(chr((ord(c) - 5 - ord("a")) % 26 + ord("a")) for c in s)\n',
+        "    return s\n",
+        "def encode_shift(s):\n    return s\n",
+    ),
+}
