@@ -2,7 +2,8 @@
 
 ratio = exp(logp - old_logp);  loss = max(-A ratio, -A clip(ratio, 1 - low, 1 + high));  for A < 0 at most -A * dual_clip
 (arXiv 1912.09729);  plus kl_coef * KL(policy || reference). Deviation: the token mean is exact over the whole minibatch,
-where the published code averages micro-batch means (and so depends on the number of GPUs).
+where the published code averages micro-batch means (and so depends on the number of GPUs). The log of every ratio is clamped
+to [-20, 20] before it is exponentiated (`clamp_log_ratio`).
 
 Truncated importance sampling (Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training"), off
 by default: each token's policy term is multiplied by min(exp(old_logp - behaviour_logp), cap), a constant to the gradient,
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 
 from jaxgrpo.algo.aggregation import token_weights
 from jaxgrpo.algo.kl import token_kl
+from jaxgrpo.algo.ratio import clamp_log_ratio
 
 
 def policy_loss(
@@ -67,7 +69,7 @@ def weighted_policy_loss(
     if tis_cap and behaviour_logp is None:
         raise ValueError("tis_cap is set, but behaviour_logp_BT is missing.")
     inside = weights > 0
-    ratio = jnp.exp(jnp.where(inside, logp - old_logp, 0.0).astype(jnp.float32))
+    ratio = _ratio(logp, old_logp, inside)
     unclipped = -advantages * ratio
     clipped = -advantages * jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high)
     pessimistic = jnp.maximum(unclipped, clipped)
@@ -76,7 +78,7 @@ def weighted_policy_loss(
     token_loss = jnp.where(dual, cap, pessimistic)
     importance = {}
     if tis_cap:
-        whole = jnp.exp(jnp.where(inside, jax.lax.stop_gradient(old_logp - behaviour_logp), 0.0).astype(jnp.float32))
+        whole = jax.lax.stop_gradient(_ratio(old_logp, behaviour_logp, inside))
         tis = jnp.minimum(whole, tis_cap)
         token_loss = token_loss * tis
         importance = {"tis_weight": tis, "tis_clip_fraction": whole > tis_cap}
@@ -96,3 +98,8 @@ def weighted_policy_loss(
         "ratio": weighted(ratio),
     } | {name: weighted(value) for name, value in importance.items()}
     return policy + kl_coef * divergence, jax.lax.stop_gradient(metrics)
+
+
+def _ratio(logp: jax.Array, other_logp: jax.Array, inside: jax.Array) -> jax.Array:
+    """exp(logp - other_logp) in float32, 1 outside the weighted tokens."""
+    return jnp.exp(clamp_log_ratio(jnp.where(inside, logp - other_logp, 0.0).astype(jnp.float32)))

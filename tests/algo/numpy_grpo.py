@@ -1,7 +1,8 @@
 """GRPO written again, token by token in float64 NumPy from the formulas of the published code, as the tests' reference.
 
 Advantages: (r - mean) / (std + eps) with the n - 1 deviation; a group of one has mean 0 and deviation 1. Loss of a token:
-max(-A r, -A clip(r, 1 - low, 1 + high)), for A < 0 at most -A c; plus kl_coef times a KL estimate clipped to [-10, 10].
+max(-A r, -A clip(r, 1 - low, 1 + high)), for A < 0 at most -A c; plus kl_coef times a KL estimate. As in verl's
+core_algos.py the log of a ratio is clamped to [-20, 20] before exp, with gradient 0 beyond, and k3 is clipped to 10.
 Truncated importance sampling: the policy term times min(exp(old - behaviour), cap), which is a constant to the gradient.
 """
 
@@ -37,18 +38,26 @@ def weights(mask, aggregation, segments=None):
 
 def token_loss(lp, old, a, low, high, dual):
     """(loss, its derivative in lp, clipped branch larger, dual clip active)."""
-    ratio = np.exp(lp - old)
+    ratio, inside = clamped_exp(lp - old)
     plain, clipped = -a * ratio, -a * min(max(ratio, 1 - low), 1 + high)
     if a < 0 and max(plain, clipped) > -a * dual:
         return -a * dual, 0.0, clipped > plain, True
-    return (clipped, 0.0, True, False) if clipped > plain else (plain, plain, False, False)
+    return (clipped, 0.0, True, False) if clipped > plain else (plain, plain * inside, False, False)
 
 
 def token_kl(lp, ref, kind):
     """(estimate, its derivative in lp)."""
     d = ref - lp
-    value, slope = {"k1": (-d, 1.0), "k2": (d * d / 2, -d), "k3": (np.exp(d) - d - 1, 1 - np.exp(d))}[kind]
-    return (value, slope) if abs(value) < 10 else (np.sign(value) * 10.0, 0.0)
+    if kind != "k3":
+        return {"k1": (-d, 1.0), "k2": (d * d / 2, -d)}[kind]
+    ratio, inside = clamped_exp(d)
+    value = ratio - min(max(d, -20), 20) - 1
+    return (value, (1 - ratio) * inside) if value < 10 else (10.0, 0.0)
+
+
+def clamped_exp(log_ratio):
+    """(exp of the log ratio clamped to [-20, 20], whether nothing was clamped)."""
+    return np.exp(min(max(log_ratio, -20.0), 20.0)), -20 <= log_ratio <= 20
 
 
 def policy_loss(
@@ -76,9 +85,9 @@ def policy_loss(
         i = tuple(place)
         lp, w = float(logp[i]), weight[i]
         value, slope, is_clipped, is_dual = token_loss(lp, float(old[i]), float(adv[i]), *clips)
-        terms = (np.exp(lp - float(old[i])),)
+        terms = (clamped_exp(lp - float(old[i]))[0],)
         if tis_cap:
-            whole = np.exp(float(old[i]) - float(behaviour[i]))
+            whole = clamped_exp(float(old[i]) - float(behaviour[i]))[0]
             importance = min(whole, tis_cap)
             value, slope, terms = value * importance, slope * importance, (*terms, importance, whole > tis_cap)
         divergence, kl_slope = (0.0, 0.0) if ref is None else token_kl(lp, float(ref[i]), kl)

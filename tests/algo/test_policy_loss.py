@@ -4,6 +4,7 @@ from functools import partial
 from itertools import product
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import numpy_grpo
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxgrpo.algo import AGGREGATIONS, KL_ESTIMATORS, policy_loss
+from jaxgrpo.algo.ratio import clamp_log_ratio
 
 SHAPES = [(1, 1), (4, 9)]
 CLIPS = [(0.2, 0.2, 3.0), (0.3, 0.4, 2.0)]
@@ -96,7 +98,7 @@ def test_loss_and_gradient_equal_those_of_torch_autograd(kl, aggregation):
     policy = torch.where(adv < 0, torch.min(-adv * 3.0, pessimistic), pessimistic)
     d = ref - logp
     estimate = {"k1": -d, "k2": d.square() / 2, "k3": torch.exp(d) - d - 1}[kl]
-    token_loss = policy + 0.1 * torch.clamp(estimate, -10, 10)
+    token_loss = policy + 0.1 * (torch.clamp(estimate, -10, 10) if kl == "k3" else estimate)
     if aggregation == "token-mean":
         loss = (token_loss * mask).sum() / mask.sum()
     else:
@@ -175,13 +177,51 @@ def test_a_cap_without_the_samplers_log_probabilities_is_refused():
         value_and_gradient(batch, tis_cap=CAP)
 
 
-def test_large_kl_estimates_are_clipped_to_ten():
+def test_only_k3_is_clipped_to_ten():
     one = np.ones((1, 1), np.float32)
-    batch = {"logp": -8 * one, "old": -8 * one, "adv": 0 * one, "mask": one, "ref": -one}
-    for kl, expected in {"k1": -7.0, "k2": 10.0, "k3": 10.0}.items():
+    batch = {"logp": -18 * one, "old": -18 * one, "adv": 0 * one, "mask": one, "ref": -one}
+    for kl, (expected, slope) in {"k1": (-17.0, 1.0), "k2": (144.5, -17.0), "k3": (10.0, 0.0)}.items():
         (_, metrics), gradient = value_and_gradient(batch, kl=kl, kl_coef=1.0)
         np.testing.assert_allclose(metrics["kl"], expected, rtol=1e-5)
-        assert float(gradient[0, 0]) == (1.0 if kl == "k1" else 0.0)
+        assert float(gradient[0, 0]) == slope
+
+
+FAR = (20.5, 60.0, 88.0, 89.0, 100.0, 700.0, 1e4, 1e30, np.inf)
+
+
+@pytest.mark.parametrize("adv", [1.0, -1.0, 0.0])
+@pytest.mark.parametrize("difference", [*FAR, *(-d for d in FAR)])
+def test_a_far_token_costs_no_more_than_itself(difference, adv):
+    """Beside 9 ordinary tokens: loss, metrics and gradient are those of the formulas, and finite."""
+    batch = numpy_grpo.random_batch(11, 1, 10)
+    batch["mask"][:] = 1
+    batch["adv"][0, 4] = adv
+    for name in ("old", "ref"):  # behaviour then differs from old by as much, the other way round
+        batch[name][0, 4] = batch["logp"][0, 4] - np.float32(difference)
+    for kl in KL_ESTIMATORS:
+        if kl != "k3" and abs(difference) > 1e4:
+            continue  # k2 of these is infinite in float32
+        case = {"kl": kl, "kl_coef": 0.001, "tis_cap": CAP}
+        got, expected = value_and_gradient(batch, **case), reference(batch, **case)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(got))
+        np.testing.assert_allclose(got[0][0], expected[0], rtol=1e-5)
+        np.testing.assert_allclose(got[1], expected[1], rtol=1e-5, atol=1e-5)
+        for name, value in expected[2].items():
+            np.testing.assert_allclose(got[0][1][name], value, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_log_ratios_up_to_twenty_are_not_touched():
+    """Value and gradient to the bit; beyond, the bound's value and gradient 0."""
+    bounds = np.float32([20, -20])
+    d = np.concatenate([np.linspace(-20, 20, 4001, dtype=np.float32), bounds, np.nextafter(bounds, np.float32(0))])
+    value, slope = jax.vmap(jax.value_and_grad(lambda d: jnp.exp(clamp_log_ratio(d))))(d)
+    plain, plain_slope = jax.vmap(jax.value_and_grad(jnp.exp))(d)
+    assert np.array_equal(value, plain) and np.array_equal(slope, plain_slope)
+    beyond = np.float32([20.1, 89, 1e30, np.inf])
+    for sign in (1, -1):
+        value, slope = jax.vmap(jax.value_and_grad(lambda d: jnp.exp(clamp_log_ratio(d))))(sign * beyond)
+        np.testing.assert_allclose(value, np.exp(sign * 20.0), rtol=1e-6)
+        assert (np.asarray(slope) == 0).all()
 
 
 def packed(batch, lengths):
