@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import warnings
 
 from jaxgrpo.reward.boxed import after_thinking
 from jaxgrpo.reward.latex import depth
@@ -52,26 +53,58 @@ def _answer(text: str) -> tuple[list[str], list[list[str]]] | None:
     source = re.sub(r"^```\w*|```$", "", source).strip()
     if depth(source) > MAX_NESTING:
         return None
-    for read in (json.loads, ast.literal_eval):
-        try:
-            return _table(read(source))
-        except (ValueError, SyntaxError):  # not written that way
-            continue
-    return None
+    try:
+        return _table(_value(source))
+    except (
+        ValueError,
+        SyntaxError,
+        TypeError,
+        RecursionError,
+        MemoryError,
+    ):  # no JSON, no literal, or one built to break
+        return None
+
+
+def _value(source: str) -> object:
+    """The value of JSON or of a Python literal. Braces doubled as in a template count once; a key given twice is an error."""
+    if source.startswith("{{") and source.endswith("}}"):
+        source = source[1:-1]
+    try:
+        return json.loads(source, object_pairs_hook=_unique)
+    except json.JSONDecodeError:
+        pass
+    with warnings.catch_warnings():  # of odd escapes in strings
+        warnings.simplefilter("ignore")
+        tree = ast.parse(source, mode="eval")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Dict):
+            _unique([(key.value, None) for key in node.keys if isinstance(key, ast.Constant)])
+    return ast.literal_eval(tree)
+
+
+def _unique(pairs: list[tuple]) -> dict:
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a key is given twice")
+    return dict(pairs)
 
 
 def _table(value: object) -> tuple[list[str], list[list[str]]] | None:
     """(header, rows) as lists of plain text; None when `value` is no rectangular table."""
     if not isinstance(value, dict) or not {"header", "rows"} <= value.keys():
         return None
-    header, rows = value["header"], value["rows"]
-    if isinstance(header, str) or isinstance(rows, str) or not hasattr(header, "__iter__") or not hasattr(rows, "__iter__"):
+    header, rows = _items(value["header"]), _items(value["rows"])
+    table = [_items(row) for row in rows or ()]
+    if header is None or rows is None or None in table:
         return None
     names = [_cell(name) for name in header]
-    table = [[_cell(cell) for cell in row] for row in rows if hasattr(row, "__iter__") and not isinstance(row, str)]
     if len(set(names)) != len(names) or any(len(row) != len(names) for row in table):
         return None
-    return names, table
+    return names, [[_cell(cell) for cell in row] for row in table]
+
+
+def _items(value: object) -> list | None:
+    """The items of a list, a tuple or an array; None for anything else: text, and what has no order or two parts an item."""
+    return list(value) if isinstance(value, list | tuple) or hasattr(value, "tolist") else None
 
 
 def _cell(value: object) -> str:
