@@ -81,7 +81,7 @@ def overhead(rows: list[dict], folder: Path, repeats: int) -> dict:
     keys |= {"data.train": folder / "problems.parquet", "data.test": folder / "problems.parquet"} | demonstrations
     config = str(Path(__file__).parents[1] / "configs" / "qwen2.5-0.5b.yaml")
     overrides = [f"{key}={value}" for key, value in keys.items()]
-    subprocess.run([sys.executable, "-m", "jaxgrpo.cli", "train", config, *overrides], check=True, stdout=sys.stderr)
+    subprocess.run([sys.executable, "-P", "-m", "jaxgrpo.cli", "train", config, *overrides], check=True, stdout=sys.stderr)
     step = json.loads((taught / "metrics.jsonl").read_text().splitlines()[-1])
     return rollouts(load_config(str(taught / "config.yaml")), repeats) | {
         "step_s": step["step_s"],

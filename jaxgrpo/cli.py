@@ -313,9 +313,11 @@ def _serve(arguments) -> int:
     import json
 
     from jaxgrpo.parallel.mesh import prepare_cpu_devices
+    from jaxgrpo.rollout.jetstream_package import require_jetstream
     from jaxgrpo.rollout.supervisor import Supervisor, reserve_port
 
     try:
+        require_jetstream("jaxgrpo serve")
         port = reserve_port(arguments.host, arguments.port)
     except UserError as error:
         print(f"jaxgrpo: {error}", file=sys.stderr)
@@ -324,7 +326,7 @@ def _serve(arguments) -> int:
     _keep_compiled_programs()
     overrides = arguments.given + arguments.overrides
     options = {"checkpoint": arguments.checkpoint, "overrides": overrides, "host": arguments.host, "port": port}
-    return Supervisor([sys.executable, "-m", "jaxgrpo.train.serving", json.dumps(options)]).run()
+    return Supervisor([sys.executable, "-P", "-m", "jaxgrpo.train.serving", json.dumps(options)]).run()
 
 
 def _study(arguments) -> int:
@@ -400,4 +402,7 @@ def _reported(run) -> int:
 
 
 if __name__ == "__main__":
+    here = os.getcwd()  # which `python -m` puts first: an eval.py of the user's own would be taken for ours
+    if Path(here) != Path(__file__).resolve().parents[1]:
+        sys.path[:] = [folder for folder in sys.path if folder not in ("", here)]
     sys.exit(main())

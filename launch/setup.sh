@@ -38,6 +38,11 @@ if [ "$(cat "$VENV/.installed" 2>/dev/null)" != "$wanted" ]; then
   fi
   "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check uv
   VIRTUAL_ENV="$VENV" "$VENV/bin/uv" pip install --quiet --constraint "$constraints" --editable ".[$EXTRAS]"
+  case ",$EXTRAS," in
+    *,jetstream,*) # without what it asks for: seqio, and so TensorFlow, which it never needs here
+      VIRTUAL_ENV="$VENV" "$VENV/bin/uv" pip install --quiet --no-deps --constraint "$constraints" google-jetstream
+      ;;
+  esac
   echo "$wanted" > "$VENV/.installed"
   echo "installed jaxgrpo and its dependencies into $VENV in $((SECONDS - started)) s"
 fi

@@ -25,7 +25,7 @@ class Nursery:
         # a fixed hash seed gives sympy one order of terms in every process
         environment = os.environ | {"PYTHONHASHSEED": "0", LEVEL_VARIABLE: sandbox}
         self._process = subprocess.Popen(
-            [sys.executable, "-c", code],
+            [sys.executable, "-P", "-c", code],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

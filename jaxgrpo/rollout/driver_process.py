@@ -94,7 +94,7 @@ class DriverProcess:
         ours, theirs = socket.socketpair()
         with theirs:
             self._child = subprocess.Popen(
-                [sys.executable, "-m", "jaxgrpo.rollout.driver_process", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "jaxgrpo.rollout.driver_process", str(theirs.fileno())],
                 env=_environment(),
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,

@@ -17,19 +17,21 @@ from types import ModuleType
 
 import jax
 
+from jaxgrpo.rollout.jetstream_package import VERSION, require_jetstream
 from jaxgrpo.rollout.settings import EngineError
 
 _LOCK = RLock()
 
 
 def jetstream_module(name: str) -> ModuleType:
-    """A module of the package by its name below `jetstream`, such as "core.orchestrator". EngineError if not installed."""
+    """A module of the package by its name below `jetstream`, such as "core.orchestrator". JetStreamMissing if not installed."""
     with _LOCK, _stand_ins(), _root_logger_kept():
         try:
             module = importlib.import_module(f"jetstream.{name}")
         except ModuleNotFoundError as error:
+            require_jetstream("JetStream's interface")
             raise EngineError(
-                f"google-jetstream 0.2.2 cannot be imported ({error}): install the extra, pip install 'jaxgrpo[jetstream]'."
+                f"google-jetstream {VERSION} cannot be imported ({error}), although it is installed: install it again."
             ) from error
     if not hasattr(jax, "tree_map"):
         jax.tree_map = jax.tree.map

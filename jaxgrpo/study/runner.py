@@ -152,7 +152,7 @@ def _start(run: PlannedRun, cores: list[int]) -> _Process:
 
     with open(log, "a") as output:
         popen = subprocess.Popen(
-            [sys.executable, "-m", "jaxgrpo.cli", "train", str(config_file(run))],
+            [sys.executable, "-P", "-m", "jaxgrpo.cli", "train", str(config_file(run))],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -23,6 +23,7 @@ from jaxgrpo.reward import GraderPool
 from jaxgrpo.rollout import scheduler
 from jaxgrpo.rollout.driver_process import DriverProcess
 from jaxgrpo.rollout.engine import Engine
+from jaxgrpo.rollout.jetstream_package import require_jetstream
 from jaxgrpo.rollout.sampling import Sampling
 from jaxgrpo.train.accounting import FlopCounter, peak_flops
 from jaxgrpo.train.conversion import is_converted, load_converted
@@ -211,6 +212,8 @@ def tokenizer_name(config: Config, source: ModelSource) -> str:
 def prepare(config: Config) -> Job:
     """Resolve every automatic value, load data and tokenizer, lay out meshes, start graders. Nothing is compiled yet."""
     check_local_files(config)
+    if config.rollout.driver == "jetstream":
+        require_jetstream("rollout.driver=jetstream")
     source = resolve_model(config.model, need_weights=not is_converted(config.model))
     name = tokenizer_name(config, source)
     tokenizer = load_tokenizer(name)
