@@ -2,7 +2,8 @@ r"""Equality of two LaTeX expressions by math-verify (sympy), with nothing in it
 
 The expressions are parsed without evaluation; those whose evaluation would be too large, and those that are not
 finished (sums, integrals, limits), are unequal to everything but their own spelling. Decimals become fractions first,
-so that nothing is compared by rounding. Values that differ in the leading digits are unequal without any algebra.
+so that nothing is compared by rounding. Values that differ in the leading digits are unequal without any algebra, and
+what holds symbols is compared by its values at points (`identity`); simplification is left for what these do not settle.
 """
 
 import logging
@@ -15,7 +16,11 @@ import sympy
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
 from math_verify import verify
 from sympy.core import random as sympy_random
+from sympy.core.function import AppliedUndef
+from sympy.core.relational import Relational
+from sympy.logic.boolalg import BooleanFunction
 
+from jaxgrpo.reward.identity import identical, proportional
 from jaxgrpo.reward.latex import depth
 from jaxgrpo.reward.number import decimals_as_fractions
 
@@ -24,8 +29,8 @@ MAX_BITS = 250_000.0  # of an evaluated integer: 10,000! fits
 MAX_FACTORIAL_BITS = 14.0  # of a factorial's argument
 MAX_CONSTANT_BITS = 256.0
 MAX_NODES = 400
-_POINTS = ((3, 7, 11, 5, 13, 2, 17, 19), (5, 4, 9, 8, 3, 6, 10, 12))
 _LARGE_BINOMIAL = re.compile(r"\\[dt]?binom\{\d{5,}\}")  # the one function that the parser evaluates by itself
+_TRACE = re.compile(r"(\\[A-Za-z]+)|tr")  # which the parser takes for a function's name
 _LETTERS, _COMMAND = re.compile(r"[A-Za-z]{3,}"), re.compile(r"\\[A-Za-z]+")
 _FUNCTIONS = frozenset("arccos arcsin arctan cos cosh cot csc det exp gcd lcm lim log max min mod sec sin sinh tan".split())
 _UNFINISHED = (sympy.Sum, sympy.Product, sympy.Integral, sympy.Limit, sympy.Derivative, sympy.Subs)
@@ -42,18 +47,56 @@ def equal(gold: str, answer: str) -> bool:
     gold_tree, answer_tree = _parsed(gold), _parsed(answer)
     if gold_tree is None or answer_tree is None:
         return False
-    if isinstance(gold_tree, sympy.Expr) and isinstance(answer_tree, sympy.Expr):
-        if _differ(gold_tree, answer_tree):
+    return _same_tree(gold_tree, answer_tree)
+
+
+def _same_tree(gold: sympy.Basic, answer: sympy.Basic) -> bool:
+    if isinstance(gold, Relational | BooleanFunction) or isinstance(answer, Relational | BooleanFunction):
+        return _same_relation(gold, answer)
+    if isinstance(gold, sympy.Expr) and isinstance(answer, sympy.Expr):
+        verdict = identical(gold, answer) if gold.free_symbols or answer.free_symbols else None
+        if verdict is not None:
+            return verdict
+        if not gold.free_symbols and not answer.free_symbols and _differ(gold, answer):
             return False
-        gold_tree, answer_tree = gold_tree.doit(), answer_tree.doit()  # both are small: exact integers, not estimates
-        if answer_tree.has(sympy.nan, sympy.zoo) or gold_tree.has(sympy.nan, sympy.zoo):
+        gold, answer = gold.doit(), answer.doit()  # both are small: exact integers, not estimates
+        if answer.has(sympy.nan, sympy.zoo) or gold.has(sympy.nan, sympy.zoo):
             return False
-        if _agree(gold_tree, answer_tree):
+        if _agree(gold, answer):
             return True
     # sympy tests zeros at random points; a seed of their own makes each verdict independent of what came before
     sympy_random.seed(0)
     random.seed(0)
-    return bool(verify(gold_tree, answer_tree, timeout_seconds=None, allow_set_relation_comp=True, raise_on_error=True))
+    if isinstance(gold, sympy.Expr) and isinstance(answer, sympy.Expr):
+        return gold == answer or sympy.simplify(gold - answer) == 0  # verify would call 1 and 1+10^{-90} equal
+    return bool(verify(gold, answer, timeout_seconds=None, allow_set_relation_comp=True, raise_on_error=True))
+
+
+def proportional_texts(gold: str, answer: str) -> bool:
+    """Whether two canonical LaTeX expressions are the same up to a positive constant factor."""
+    trees = _parsed(gold), _parsed(answer)
+    return all(isinstance(tree, sympy.Expr) for tree in trees) and bool(proportional(*trees, positive=True))
+
+
+def _same_relation(gold: sympy.Basic, answer: sympy.Basic) -> bool:
+    """Two equations are the same when their differences are proportional, denominators cleared.
+
+    Beside an expression an equation counts only as a true statement about numbers, 2+3=5, or as a name with its value.
+    """
+    if isinstance(gold, sympy.Eq) and isinstance(answer, sympy.Eq):
+        verdict = proportional(_cleared(gold), _cleared(answer))
+        return gold == answer or bool(verdict)
+    if isinstance(answer, sympy.Eq) and isinstance(gold, sympy.Expr):
+        sides = [answer.lhs, answer.rhs]
+        if sides[0].is_Symbol or isinstance(sides[0], AppliedUndef) or (not answer.free_symbols and _same_tree(*sides)):
+            return _same_tree(gold, sides[1])
+    return gold == answer
+
+
+def _cleared(equation: sympy.Eq) -> sympy.Expr:
+    difference = equation.lhs - equation.rhs
+    has_denominator = any(node.exp.is_negative and node.base.free_symbols for node in difference.atoms(sympy.Pow))
+    return sympy.fraction(sympy.together(difference))[0] if has_denominator else difference
 
 
 def _words(text: str) -> bool:
@@ -68,7 +111,7 @@ def _parsed(text: str) -> sympy.Basic | None:
         return None
     try:
         tree = latex2sympy(
-            decimals_as_fractions(text).replace(r"\cdot", r"\cdot "),
+            _TRACE.sub(lambda match: match[1] or "t r", decimals_as_fractions(text)).replace(r"\cdot", r"\cdot "),
             is_real=True,
             normalization_config=None,
             conversion_config=_CASE_MATTERS,
@@ -88,7 +131,7 @@ def _is_odd_root(node: sympy.Basic) -> bool:
 
 
 def _negative(power: sympy.Pow) -> bool:
-    value = _number(power.base, {}) if not power.base.free_symbols else None
+    value = _number(power.base) if not power.base.free_symbols else None
     return value is not None and value.is_real and bool(value < 0)
 
 
@@ -107,9 +150,14 @@ def _is_small(tree: sympy.Basic) -> bool:
 
 
 def _bits(node: sympy.Basic) -> float:
-    """An upper bound of log2 of |node|'s numerator or denominator once evaluated; symbols count as small."""
+    """An upper bound of log2 of |node|'s numerator or denominator once evaluated; symbols count as small.
+
+    A power of a symbolic exponent and a function of a symbol stay as they are: they cost what their arguments do.
+    """
     if isinstance(node, sympy.Rational):
         return float(max(node.p.bit_length(), node.q.bit_length()))
+    if isinstance(node, sympy.Function) and node.free_symbols or isinstance(node, sympy.Pow) and node.exp.free_symbols:
+        return sum(map(_bits, node.args))
     if isinstance(node, sympy.Pow):
         base, exponent = _bits(node.base), _bits(node.exp)
         return math.inf if exponent > 40 else max(base, 1.0) * 2.0**exponent
@@ -128,17 +176,10 @@ def _bits(node: sympy.Basic) -> float:
 
 
 def _differ(gold: sympy.Expr, answer: sympy.Expr) -> bool:
-    """Whether the two take clearly different values, at two integer points when they have variables."""
-    names = sorted(gold.free_symbols | answer.free_symbols, key=lambda symbol: symbol.name)
-    for point in _POINTS if names else ((),):
-        values = {symbol: sympy.Integer(point[index % 8] + index // 8) for index, symbol in enumerate(names)}
-        pair = [_number(tree, values) for tree in (gold, answer)]
-        if None in pair:
-            continue
-        size = max(abs(pair[0]), abs(pair[1]))
-        if size > 1e-60 and abs(pair[0] - pair[1]) > size * 1e-12:
-            return True
-    return False
+    """Whether two constants take clearly different values."""
+    pair = [_number(tree) for tree in (gold, answer)]
+    size = 0 if None in pair else max(abs(pair[0]), abs(pair[1]))
+    return bool(size > 1e-60 and abs(pair[0] - pair[1]) > size * 1e-12)
 
 
 def _agree(gold: sympy.Expr, answer: sympy.Expr) -> bool:
@@ -148,16 +189,12 @@ def _agree(gold: sympy.Expr, answer: sympy.Expr) -> bool:
     """
     if gold.free_symbols or answer.free_symbols or max(_bits(gold), _bits(answer)) > MAX_CONSTANT_BITS:
         return False
-    pair = [_number(tree, {}, digits=110) for tree in (gold, answer)]
+    pair = [_number(tree, digits=110) for tree in (gold, answer)]
     return None not in pair and abs(pair[0] - pair[1]) < sympy.Float(10) ** -100 * max(abs(pair[0]), abs(pair[1]))
 
 
-def _number(tree: sympy.Expr, values: dict, digits: int = 20) -> sympy.Expr | None:
-    """`tree` to `digits` digits with `values` put in; None when it has no finite numerical value there."""
-    if values:
-        tree = tree.subs(values)
-        if not _is_small(tree):
-            return None
+def _number(tree: sympy.Expr, digits: int = 20) -> sympy.Expr | None:
+    """The constant `tree` to `digits` digits; None when it has no finite numerical value."""
     value = tree.evalf(digits, maxn=400)
     parts = value.as_real_imag() if value.is_number and value.is_finite else ()
     return value if parts and all(part.is_Float or part.is_Rational for part in parts) else None

@@ -12,8 +12,8 @@ import pytest
 
 from jaxgrpo.reward import Grade, GraderPool
 
-# proving these two equal expands thousands of terms: some 25 s of processor time
-SLOW = ("math__slow", r"\boxed{(x^2+y^2+z^2+2xy+2yz+2xz)^{30}}", "(x+y+z)^{60}", None)
+# proving these two equal expands thousands of terms, values alone do not: some 30 s of processor time
+SLOW = ("math__slow", r"\boxed{\lfloor(x^2+y^2+z^2+2xy+2yz+2xz)^{30}\rfloor}", r"\lfloor(x+y+z)^{60}\rfloor", None)
 RIGHT = Grade(1.0)
 WRONG = Grade(0.0)
 
@@ -198,7 +198,7 @@ from jaxgrpo.reward import GraderPool
 pool = GraderPool(workers=2, cpu_seconds=600.0, wall_seconds=600.0)
 assert [grade.score for grade in pool.grade([("math__x", r"\boxed{0.5}", r"\frac12", None)] * 64)] == [1.0] * 64
 for key in range(2):
-    pool.submit(key, ("math__x", r"\boxed{(x^2+y^2+z^2+2xy+2yz+2xz)^{40}}", "(x+y+z)^{80}", None))
+    pool.submit(key, ("math__x", r"\boxed{\lfloor(x^2+y^2+z^2+2xy+2yz+2xz)^{40}\rfloor}", r"\lfloor(x+y+z)^{80}\rfloor", None))
 time.sleep(0.5)
 print(*pool.worker_pids(), flush=True)
 time.sleep(600)
