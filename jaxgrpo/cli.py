@@ -5,10 +5,9 @@ import os
 import sys
 from pathlib import Path
 
-from jaxgrpo import __version__
+from jaxgrpo import __version__, interruption
 from jaxgrpo.data_commands import add_data_commands
 from jaxgrpo.errors import UserError
-from jaxgrpo.typed_text import from_home
 
 DONE, FAILED = 0, 1
 
@@ -23,7 +22,14 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns its exit code."""
+    """Run one command; returns its exit code. A request to end is heard from here on, see `interruption`."""
+    with interruption.heard("nothing was begun"):
+        return _run(argv)
+
+
+def _run(argv: list[str] | None) -> int:
+    from jaxgrpo.typed_text import from_home
+
     parser = command_line()
     arguments, rest = parser.parse_known_args(argv)  # argparse leaves overrides that follow an option
     if arguments.run is _fit:  # scaling has a command line of its own, which works without jaxgrpo
@@ -35,12 +41,10 @@ def main(argv: list[str] | None = None) -> int:
         arguments.overrides += rest
     for name, value in vars(arguments).items():  # `~/` behind --out= or in quotes, which the shell leaves as it is
         if isinstance(value, str | list):
-            setattr(
-                arguments,
-                name,
-                from_home(value) if isinstance(value, str) else [from_home(v) if isinstance(v, str) else v for v in value],
-            )
-    return arguments.run(arguments)
+            every = [from_home(v) if isinstance(v, str) else v for v in ([value] if isinstance(value, str) else value)]
+            setattr(arguments, name, every[0] if isinstance(value, str) else every)
+    with interruption.looking_ahead(lambda: _OUTLOOKS.get(arguments.run, "")):
+        return arguments.run(arguments)
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -390,9 +394,9 @@ def _reported(run) -> int:
     try:
         run()
         return DONE
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
-        return FAILED
+    except KeyboardInterrupt:  # where requests are not heard: in a thread of somebody's program
+        print("jaxgrpo: ended by Ctrl-C.", file=sys.stderr)
+        return interruption.INTERRUPTED
     except UserError as error:
         print(f"jaxgrpo: {error}", file=sys.stderr)
         return error.exit_code
@@ -400,6 +404,15 @@ def _reported(run) -> int:
         print(f"jaxgrpo: {error}; mend that and run the same command again.", file=sys.stderr)
         return FAILED
 
+
+# What a request to end leaves behind, and what the same command does next. A run that is under way says so by itself.
+_OUTLOOKS = {
+    _train: "nothing was begun",
+    _eval: "answers that are written stay, the same command goes on from there",
+    _study: "the same command goes on with what is not done",
+    _convert: "nothing is left behind",
+    _export: "nothing is left behind",
+}
 
 if __name__ == "__main__":
     here = os.getcwd()  # which `python -m` puts first: an eval.py of the user's own would be taken for ours

@@ -40,9 +40,9 @@ run() {
 }
 
 # Whether a job that ended with this code goes on when it is started again: 75 is stopped and saved, 76 that another host was lost;
-# from 128 on it was killed, or aborted by JAX because another process was. Anything else has a reason that a second try meets again.
+# from 128 on it was killed, or aborted by JAX because another process was; 130 is a Ctrl-C. Anything else has a reason that a second try meets again.
 worth_another_start() {
-  [ "$1" -eq 75 ] || [ "$1" -eq 76 ] || [ "$1" -ge 128 ]
+  [ "$1" -eq 75 ] || [ "$1" -eq 76 ] || { [ "$1" -ge 128 ] && [ "$1" -ne 130 ]; }
 }
 
 # The jaxgrpo command of this checkout's environment where there is one.

@@ -11,10 +11,13 @@ parse_flags "$@"
 [ ${#arguments[@]} -ge 1 ] || usage
 cd "$HERE"
 
+asked=
+trap 'asked=1' INT # Ctrl-C reaches the run too, which saves: it is not started again
+
 run env EXTRAS="${EXTRAS:-jetstream,cuda,gcs}" bash -c 'source launch/setup.sh'
 for ((attempt = 0; ; attempt++)); do
   code=0
   run "$HERE/.venv/bin/jaxgrpo" train "${arguments[@]}" || code=$?
-  if [ -n "$DRY_RUN" ] || ! worth_another_start "$code" || [ "$attempt" -ge "${RESTARTS:-3}" ]; then exit "$code"; fi
+  if [ -n "$DRY_RUN$asked" ] || ! worth_another_start "$code" || [ "$attempt" -ge "${RESTARTS:-3}" ]; then exit "$code"; fi
   echo "gpu.sh: exit code $code; starting again ($((attempt + 1)) of ${RESTARTS:-3})" >&2
 done

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
@@ -21,6 +22,7 @@ from typing import NoReturn
 import jax
 import numpy as np
 
+from jaxgrpo import interruption
 from jaxgrpo.config import Config, ConfigError, HostsConfig, flatten
 from jaxgrpo.errors import UserError
 
@@ -232,30 +234,29 @@ def _leave() -> None:
 
 
 class StopRequest:
-    """SIGTERM (a spot machine that is taken away, SLURM, a person) as a wish that all hosts see at the end of a step."""
+    """SIGTERM (a spot machine that is taken away, SLURM, a person), SIGHUP or Ctrl-C as a wish that all hosts see at the end of
+    a step. `tell` is called with the number of the first one."""
 
-    def __init__(self):
-        self.here = False
+    def __init__(self, tell: Callable[[int], None]):
+        self.tell = tell
+        self.number: int | None = None
+        self.training = False  # until a step is under way there is nothing to save, and Ctrl-C ends the process at once
 
-    @contextmanager
     def watched(self):
-        """While this lasts, SIGTERM is noted instead of ending the process; a second one ends it."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = signal.signal(signal.SIGTERM, self._note)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, before)
+        """While this lasts, the first request is noted; a second one ends the process at once. SIGHUP is no second one: shell
+        and kernel may both send it when a terminal is closed."""
+        return interruption.taken_by(self._take)
 
-    def _note(self, number, frame) -> None:
-        self.here = True
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    def _take(self, number: int) -> None:
+        if self.number is None and (self.training or number != signal.SIGINT):
+            self.number = number
+            self.tell(number)
+        elif number != signal.SIGHUP:
+            interruption.end(number)
 
-    def anywhere(self) -> bool:
-        """Whether any host was asked to stop; the same answer on all."""
-        return any(gather(self.here, "the end of the step"))
+    def anywhere(self) -> int | None:
+        """The number of the request to the first host that was asked to stop; the same answer on all."""
+        return next((number for number in gather(self.number, "the end of the step") if number is not None), None)
 
 
 class _Watchdog:

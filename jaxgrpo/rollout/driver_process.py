@@ -26,6 +26,7 @@ from multiprocessing.connection import Connection
 import jax
 import numpy as np
 
+from jaxgrpo.machine import end_with
 from jaxgrpo.parallel.mesh import prepare_cpu_devices
 from jaxgrpo.rollout.engine import Engine, EngineError, NonFiniteError
 from jaxgrpo.rollout.scheduler import Request, Response, check_requests
@@ -94,7 +95,7 @@ class DriverProcess:
         ours, theirs = socket.socketpair()
         with theirs:
             self._child = subprocess.Popen(
-                [sys.executable, "-P", "-m", "jaxgrpo.rollout.driver_process", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "jaxgrpo.rollout.driver_process", str(theirs.fileno()), str(os.getpid())],
                 env=_environment(),
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
@@ -250,6 +251,7 @@ class _Child:
 
 if __name__ == "__main__":
     try:
+        end_with(int(sys.argv[2]))  # also while it compiles, when it does not look at the socket
         main(int(sys.argv[1]))
     except Exception:  # whatever it is, the process must end: the Driver's threads would keep it and the parent waiting
         traceback.print_exc()

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 
+from jaxgrpo import interruption
 from jaxgrpo.errors import UserError
 
 STOP_S = 8.0  # seconds that a child has to end before it is killed
@@ -46,32 +47,43 @@ class Supervisor:
 
     def __init__(self, command: list[str]):
         self.command = command
-        self.stopping = False
+        self.child: Child | None = None
+        self.asked = 0  # the request to end
+
+    @property
+    def stopping(self) -> bool:
+        return bool(self.asked)
 
     def run(self) -> int:
-        """Until SIGTERM or SIGINT: 0. Otherwise the exit code of a child that never came up, 1 if a signal ended it."""
-        before = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
+        """Until it is asked to end: 0, or 130 by Ctrl-C before anything was served. Otherwise the exit code of a child that
+        never came up, 1 if a signal ended it."""
+        with interruption.taken_by(self._stop), interruption.undone(self._kill):
             return self._keep_alive()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
-    def _stop(self, number: int, frame) -> None:
-        self.stopping = True
+    def _stop(self, number: int) -> None:
+        if self.asked and number != signal.SIGHUP:
+            interruption.end(number)
+        self.asked = number
+
+    def _kill(self) -> None:
+        if self.child:
+            self.child.kill()
 
     def _keep_alive(self) -> int:
         served, failed_starts, quick_deaths = False, 0, 0
         while True:
-            child = Child(self.command)
+            child = self.child = Child(self.command)
             started = time.monotonic()
             while child.alive() and not self.stopping:
                 if line := child.ready_line(timeout=0.1):
                     print(line, flush=True)
             if self.stopping:
-                print("stopping: running requests may end", flush=True)
+                ends = "running requests may end" if child.was_ready else "nothing is served yet"
+                print(f"{interruption.name_of(self.asked)}: stopping, {ends}", flush=True)
+                if not child.was_ready:
+                    child.kill()
                 child.stop()
-                return 0
+                return interruption.INTERRUPTED if self.asked == signal.SIGINT and not (served or child.was_ready) else 0
             if child.was_ready:
                 served, failed_starts = True, 0
             else:
@@ -142,6 +154,11 @@ class Child:
             self._process.kill()
             self._process.wait()
         self._close()
+
+    def kill(self) -> None:
+        """End it at once, if it still runs."""
+        if self._process.returncode is None:
+            self._process.kill()
 
     def end(self) -> str:
         """How it ended."""

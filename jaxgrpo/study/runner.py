@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from jaxgrpo import interruption
 from jaxgrpo.config import ConfigError, differences, load_config, to_yaml
 from jaxgrpo.errors import UserError
 from jaxgrpo.machine import bind_to, end_with, usable_cores
@@ -29,6 +30,12 @@ REPORT_S = 15.0  # between two lines about runs in progress
 
 class StudyError(UserError):
     """Some of the runs failed."""
+
+
+class StudyStopped(UserError):
+    """The study was asked to end, and its runs have saved what they had."""
+
+    exit_code = 75  # "try again later", as of a run that was stopped
 
 
 @dataclass
@@ -91,10 +98,28 @@ def train_all(runs: list[PlannedRun], jobs: int, say: Callable[[str], None]) -> 
     failed: list[str] = []
     seconds: dict[str, float] = {}
     told = time.monotonic()
-    before = signal.signal(signal.SIGTERM, _terminated)
-    try:
-        while waiting or active:
-            while waiting and free:
+    asked: list[int] = []  # requests to end
+
+    def stop(number: int) -> None:
+        if asked and number != signal.SIGHUP:
+            interruption.end(number)
+        if not asked:
+            say(f"{interruption.name_of(number)}: the runs save the step they are at and end; another one ends them at once")
+        asked.append(number)
+
+    def kill() -> None:
+        for process in active:
+            process.popen.kill()
+            process.popen.wait()
+
+    told_to_stop = False
+    with interruption.taken_by(stop), interruption.undone(kill):
+        while active or (waiting and not asked):
+            if asked and not told_to_stop:
+                told_to_stop = True
+                for process in active:
+                    process.popen.terminate()
+            while waiting and free and not asked:
                 active.append(_start(waiting.popleft(), free.pop()))
                 say(f"started   {active[-1].run.directory.name}")
             time.sleep(POLL_S)
@@ -106,28 +131,25 @@ def train_all(runs: list[PlannedRun], jobs: int, say: Callable[[str], None]) -> 
                     finished += 1
                     seconds[name] = taken
                     say(f"finished  {name} in {taken:.0f} s, {_pass1(process.run)} ({finished} of {len(runs)})")
+                elif told_to_stop:
+                    say(f"stopped   {_state(process.run)}")
                 else:
                     failed.append(f"{name} (exit code {process.popen.returncode}: {_last_line(log_file(process.run))})")
                     say(f"FAILED    {failed[-1]}")
             if time.monotonic() - told > REPORT_S and active:
                 told = time.monotonic()
                 say("running   " + ", ".join(_state(process.run) for process in active) + f"; {len(waiting)} waiting")
-    finally:
-        for process in active:
-            process.popen.terminate()
-        for process in active:
-            process.popen.wait()
-        signal.signal(signal.SIGTERM, before)
+    if asked:
+        raise StudyStopped(
+            f"asked to stop ({interruption.name_of(asked[0])}): {finished} of {len(runs)} runs are finished; the same command "
+            "goes on with the others, each from its last checkpoint."
+        )
     if failed:
         raise StudyError(
             f"{len(failed)} of {len(runs)} runs failed: {'; '.join(failed)}. Their logs lie in "
             f"{log_file(runs[0]).parent}; the same command goes on with them."
         )
     return seconds
-
-
-def _terminated(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 def _size(run: PlannedRun) -> int:
@@ -157,6 +179,7 @@ def _start(run: PlannedRun, cores: list[int]) -> _Process:
             stdout=output,
             stderr=subprocess.STDOUT,
             preexec_fn=in_child,
+            start_new_session=True,  # Ctrl-C is the study's to handle
         )
     return _Process(run, popen, cores, time.monotonic())
 

@@ -4,6 +4,7 @@ Everything a step does is a function of (config, state, step), and everything it
 evaluation, checkpoint. A run that is killed anywhere goes on from its last complete checkpoint and repeats the same steps.
 """
 
+import signal
 import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eval.sampling import Graded, pass_at_1, write_records
-from jaxgrpo import storage
+from jaxgrpo import interruption, storage
 from jaxgrpo.algo import group_advantages
 from jaxgrpo.config import Config, ConfigError
 from jaxgrpo.errors import UserError
@@ -61,6 +62,11 @@ def train(config: Config) -> None:
     run = RunDirectory(config.run_dir)
     if hosts.is_first():
         run.lock()
+    with interruption.looking_ahead(run.outlook):
+        _train(config, run, compilations)
+
+
+def _train(config: Config, run: RunDirectory, compilations: CompilationCounter) -> None:
     hosts.check_shared(run.path, run.LOCK)
     stored = hosts.from_first(run.stored_config() if hosts.is_first() else None, "the config of the run directory")
     if stored is not None:
@@ -102,10 +108,11 @@ class Trainer:
         self.micro_batches = 0  # of the last step's updates
         self.weights = None  # the sampler's copy of the policy; dropped during updates
         self.measured: dict = {}  # metrics of the last step
-        self.stop_request = hosts.StopRequest()
+        self.stop_request = hosts.StopRequest(self.tell_of_stop)
+        self.current = 0  # the step that is under way
 
     def run_all(self) -> None:
-        """Train to the end. Stopped, with everything saved, after the step in which a host was asked to end (SIGTERM)."""
+        """Train to the end. Stopped, with everything saved, after the step in which a host was asked to end."""
         steps = self.config.train.steps
         state, done = self.start()
         self.progress.begin(done, self.run.metrics.read())
@@ -114,11 +121,13 @@ class Trainer:
             with self.stop_request.watched():
                 if done == 0:
                     self.log(0, self.evaluate(state, 0))
+                self.check_before(done + 1)
                 for step in range(done + 1, steps + 1):
+                    self.current, self.stop_request.training = step, True
                     with self.profiled(step):
                         state = self.step(state, step)
-                    if step < steps and self.must_stop(step):
-                        self.stop(state, step)
+                    if step < steps and (asked := self.asked_to_stop(step)):
+                        self.stop(state, step, asked)
                 with self.timed("save_s"):
                     self.checkpoints.wait()
                 best = self.checkpoints.best()
@@ -129,20 +138,36 @@ class Trainer:
             draw_learning_curve(self.run.metrics.read(), self.run.plots / "learning_curve.png", title=self.config.model)
         self.progress.end(self.run.metrics.read(), best if self.config.checkpoint.best else None, self.seconds["save_s"])
 
-    def must_stop(self, step: int) -> bool:
-        """Whether a host was asked to end; the same answer on all. With several hosts only JAX's preemption service knows of a
-        SIGTERM that came before this loop."""
-        preempted = self.checkpoints.preempted(step)
-        return self.stop_request.anywhere() or preempted
+    def tell_of_stop(self, number: int) -> None:
+        """Say at once what a request to end leads to."""
+        name, step, steps = interruption.name_of(number), self.current, self.config.train.steps
+        if not self.stop_request.training:
+            self.progress.say(f"{name}: the run ends before its next step; {self.run.outlook()}")
+        elif step < steps:
+            self.progress.say(f"{name}: the run ends when step {step} is done and saved; another one ends it at once")
+        else:
+            self.progress.say(f"{name}: step {step} is the last, the run ends by itself; another one ends it at once")
 
-    def stop(self, state: TrainState, step: int) -> NoReturn:
+    def check_before(self, step: int) -> None:
+        """Stopped, where a host was asked to end before the first step."""
+        asked = self.stop_request.anywhere()
+        if asked:
+            raise Stopped(f"asked to stop ({interruption.name_of(asked)}) before step {step}: {self.run.outlook()}.")
+
+    def asked_to_stop(self, step: int) -> int | None:
+        """The number of the request to end that a host got; the same answer on all. With several hosts only JAX's preemption
+        service knows of a SIGTERM that came before this loop."""
+        preempted = self.checkpoints.preempted(step)
+        return self.stop_request.anywhere() or (signal.SIGTERM if preempted else None)
+
+    def stop(self, state: TrainState, step: int, asked: int) -> NoReturn:
         """Save what is not saved yet, wait until it is on disk, and end."""
         if step % self.config.checkpoint.every:
             self.save(state, step)
         self.checkpoints.wait()
+        name, steps = interruption.name_of(asked), self.config.train.steps
         raise Stopped(
-            f"asked to stop (SIGTERM): step {step} of {self.config.train.steps} is saved in {self.run.path}; the same command "
-            "goes on from there."
+            f"asked to stop ({name}): step {step} of {steps} is saved in {self.run.path}; the same command goes on from there."
         )
 
     def start(self) -> tuple[TrainState, int]:

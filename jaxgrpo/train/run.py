@@ -37,6 +37,16 @@ class RunDirectory:
     def plots(self) -> Path:
         return self.path / "plots"
 
+    def outlook(self) -> str:
+        """What the same command would do if this process ended now."""
+        if storage.is_remote(self.path):
+            return "the same command goes on from the last complete checkpoint, where there is one"
+        steps = [int(child.name) for child in self.checkpoints.glob("[0-9]*") if child.name.isdigit()]
+        if steps:
+            return f"the same command goes on after step {max(steps)}"
+        kept = " from the warm start, which is kept" if self.warm_start.exists() else ""
+        return f"no step is saved yet, there is nothing to save: the same command begins again{kept}"
+
     def eval_file(self, suite: str, step: int) -> Path:
         return self.path / "eval" / f"{suite}-{step}.jsonl"
 
