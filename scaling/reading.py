@@ -8,7 +8,9 @@ Treatment of bad data, the same for every kind of file:
   error, because a CSV row has no time order and two runs may have been mixed;
 - X that falls from one step to the next: an error in the log of a single run; a note in a CSV, where averaging runs of
   unequal length does this;
-- an unfinished last line of a metrics.jsonl (a run that was killed): skipped with a note; anywhere else: an error.
+- an unfinished last line of a metrics.jsonl (a run that was killed): skipped with a note; anywhere else: an error;
+- a run that never got to an evaluation after step 0 (no metrics.jsonl, or nothing of use in it): left out with a note, an error
+  where no other is left, so that `runs/*` may hold a start that failed.
 """
 
 from __future__ import annotations
@@ -37,6 +39,10 @@ NAMES = {
 CUMULATIVE = ("samples", "tokens", "compute", "compute_total")
 
 
+class NothingLogged(DataError):
+    """A run without a point; an error only where no run has one."""
+
+
 @dataclass(frozen=True)
 class Row:
     place: str
@@ -55,9 +61,22 @@ def load(paths: str | Path | Sequence[str | Path], *, size: str = "n_nominal") -
         raise DataError("no path given: name run directories, metrics.jsonl files or CSV files")
     curves: list[Curve] = []
     notes: list[str] = []
-    for path in (found for entry in listed for found in _expand(Path(entry))):
-        rows, is_log = (_read_csv(path), False) if path.suffix == ".csv" else (_read_jsonl(path, notes), True)
-        curves += _curves(path, rows, is_log, size, notes)
+    empty: list[str] = []
+    for entry in listed:
+        try:
+            found = _expand(Path(entry))
+        except NothingLogged as reason:
+            empty.append(str(reason))
+            continue
+        for path in found:
+            rows, is_log = (_read_csv(path), False) if path.suffix == ".csv" else (_read_jsonl(path, notes), True)
+            try:
+                curves += _curves(path, rows, is_log, size, notes)
+            except NothingLogged as reason:
+                empty.append(str(reason))
+    if not curves:
+        raise DataError("; ".join(empty))
+    notes += [f"left out: {reason}" for reason in empty]
     seen: dict[tuple, str] = {}
     for curve in curves:
         key = (curve.family, curve.n, curve.reuse_factor, curve.run)
@@ -69,6 +88,8 @@ def load(paths: str | Path | Sequence[str | Path], *, size: str = "n_nominal") -
 
 def _expand(path: Path) -> Iterable[Path]:
     if path.is_file():
+        if path.suffix not in (".jsonl", ".csv"):
+            raise NothingLogged(f"{path} is neither a .jsonl nor a .csv file: give a run directory, a metrics.jsonl or a CSV")
         return [path]
     if not path.exists():
         raise DataError(f"{path} does not exist: give a run directory, a metrics.jsonl or a CSV")
@@ -76,7 +97,7 @@ def _expand(path: Path) -> Iterable[Path]:
         return [path / "metrics.jsonl"]
     found = sorted(path.glob("**/metrics.jsonl"))
     if not found:
-        raise DataError(f"{path} holds no metrics.jsonl: give a run directory that training has written to")
+        raise NothingLogged(f"{path} holds no metrics.jsonl: give a run directory that training has written to")
     return found
 
 
@@ -133,7 +154,7 @@ def _curves(path: Path, rows: list[Row], is_log: bool, size: str, notes: list[st
         )
         grouped.setdefault(key, []).append(row)
     if not grouped:
-        raise DataError(f"{path} has no line with a test_loss: train with evaluation on, or give another file")
+        raise NothingLogged(f"{path} has no line with a test_loss: train with evaluation on, or give another file")
     return [_curve(path, key, group, is_log, notes) for key, group in grouped.items()]
 
 
@@ -166,7 +187,7 @@ def _curve(path: Path, key: tuple, rows: list[Row], is_log: bool, notes: list[st
         by_step[step] = row
     kept = [by_step[step] for step in sorted(by_step) if step > 0]
     if not kept:
-        raise DataError(f"{path}: {family} {label} has no evaluation after step 0: train further")
+        raise NothingLogged(f"{path}: {family} {label} has no evaluation after step 0: train further")
     columns = {name: _column(kept, keys) for name, keys in NAMES.items()}
     loss = np.array([_loss(row) for row in kept])
     curve = Curve(

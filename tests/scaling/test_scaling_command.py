@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,36 @@ def test_a_fit_prints_a_table_and_writes_law_json_and_figures(ladder, tmp_path, 
     assert any("mean of 2 runs" in note for note in law["data_notes"])
     for name in ("curves", "saturation", "residuals", "n0_profile", "response_length"):
         assert (out / f"{name}.png").stat().st_size > 5000 and (out / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_starts_that_failed_among_the_runs_are_told_and_left_out(ladder, capsys):
+    assert main([*map(str, sorted(ladder.iterdir())), "--x", "data", "--bootstrap", "0"]) == 0
+    alone = capsys.readouterr().out
+    for name, text in {"gone": None, "empty": "", "blank": "\n\n", "torn": '{"step": 0, "test_lo'}.items():
+        (ladder / name / "checkpoints").mkdir(parents=True)
+        if text is not None:
+            (ladder / name / "metrics.jsonl").write_text(text)
+    write_run(ladder / "begun", 20_000, [0.9])  # killed in its first step
+    (ladder / "notes.txt").write_text("which seeds were tuned on")
+    assert main([*map(str, sorted(ladder.iterdir())), "--x", "data", "--bootstrap", "0"]) == 0
+    said = capsys.readouterr().out
+    for name in ("gone holds no metrics", "empty/metrics.jsonl has no", "blank/metrics.jsonl has", "torn/metrics.jsonl has"):
+        assert re.search(rf"left out: \S*/{re.escape(name)}", said), name
+    assert "begun/metrics.jsonl" in said and "no evaluation after step 0" in said and "notes.txt is neither" in said
+
+    def fitted(text):
+        return re.search(r"K_max \S+", text)[0], re.search(r"N_0 \S+", text)[0]
+
+    assert fitted(said) == fitted(alone)
+
+
+def test_where_no_run_has_a_point_the_reasons_are_the_error(tmp_path, capsys):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "two" / "metrics.jsonl").write_text("")
+    assert main([str(tmp_path / "one"), str(tmp_path / "two")]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "one holds no metrics.jsonl" in said and "two/metrics.jsonl has no line" in said
 
 
 def test_a_fit_that_is_not_identified_says_so_in_the_table(tmp_path, capsys):
