@@ -25,6 +25,11 @@ def grade(response: str, ground_truth: object, extra_info: object = None) -> flo
     return float(answer is not None and equivalent(gold, answer))
 
 
+def decisive(response: str, ground_truth: object, extra_info: object = None) -> list:
+    """The answer and the truth: all that a grade depends on."""
+    return [last_boxed(after_thinking(response)), ground_truth]
+
+
 def reference(ground_truth: object) -> str:
     """The ground truth as text; one that is itself boxed is unboxed."""
     if isinstance(ground_truth, bool) or not isinstance(ground_truth, str | int | float):

@@ -24,12 +24,22 @@ _RESTARTS = 3  # nurseries that may end one after another without one grade in b
 
 
 class _Task:
-    __slots__ = ("payload", "grade", "retry")
+    __slots__ = ("payload", "grade", "retry", "_pair")
 
     def __init__(self, payload: str = "", grade: Grade | None = None) -> None:
         self.payload = payload
         self.grade = grade
         self.retry = False
+        self._pair: Hashable = None
+
+    @property
+    def pair(self) -> Hashable:
+        """What decides the grade, the answer and the truth; worked out only when something has failed."""
+        if self._pair is None:
+            source, response, truth, extra = json.loads(self.payload)
+            decisive = grader_of(source).decisive(response, truth, extra)
+            self._pair = source, json.dumps(decisive)
+        return self._pair
 
 
 class GraderPool:
@@ -40,9 +50,10 @@ class GraderPool:
     at which level graders run a model's code (see `sandbox`), to which the limits of the sandbox apply instead.
 
     An item that hits a limit, or whose process dies, costs itself only: the process is replaced, the items behind it
-    go to another one, and the item itself is tried once more when nothing else is being graded, in a fresh process, so
-    that a busy machine does not flip a reward. If that fails too its Grade is 0.0 with an error; no exception of a
-    grader ever becomes a score. Grades do not depend on the number of workers or on the order of the items.
+    go to another one, and the item itself is tried once more in a fresh process, beside the others. One worker, where
+    there are several, never takes such retries. If that fails too its Grade is 0.0 with an error, and so is that of every
+    item with the same answer and truth until the next `drain`, or the end of `grade`, without being tried. No exception
+    of a grader ever becomes a score. Grades do not depend on the number of workers or on the order of the items.
 
     Trusted graders (see `router.Grader`) run in the calling process; the workers start with the first other item.
     Workers import no jax and end with the process that owns the pool, even when that is killed.
@@ -67,6 +78,7 @@ class GraderPool:
         self._changed = threading.Condition()
         self._incoming: deque[_Task] = deque()
         self._named: dict[Hashable, _Task] = {}
+        self._failed_pairs: dict[Hashable, str] = {}  # why both tries of them failed, since the last `drain`
         self._failure: BaseException | None = None
         self._closed = False
         self._thread: threading.Thread | None = None
@@ -100,11 +112,11 @@ class GraderPool:
     def drain(self) -> dict[Hashable, Grade]:
         """Wait for everything submitted and not handed out yet; its grades by key, in the order of submission."""
         named, self._named = self._named, {}
-        return dict(zip(named, self._wait(list(named.values())), strict=True))
+        return dict(zip(named, self._wait_and_forget(list(named.values())), strict=True))
 
     def grade(self, items: Sequence[Item]) -> list[Grade]:
         """Grade `items` and wait; grades in their order. Raises as `submit`."""
-        return self._wait(self._start(items))
+        return self._wait_and_forget(self._start(items))
 
     def close(self) -> None:
         """End all processes. Items that are still being graded are dropped. May be called twice."""
@@ -151,6 +163,12 @@ class GraderPool:
                 self._failure = error
                 self._changed.notify_all()
 
+    def _wait_and_forget(self, tasks: list[_Task]) -> list[Grade]:
+        grades = self._wait(tasks)
+        with self._changed:
+            self._failed_pairs.clear()
+        return grades
+
     def _wait(self, tasks: list[_Task]) -> list[Grade]:
         with self._changed:
             for task in tasks:
@@ -193,6 +211,7 @@ class _Dispatcher:
         self._memory_reason = f"memory limit of {memory_bytes >> 20} MiB exceeded"
         self._waiting: deque[_Task] = deque()
         self._retries: deque[_Task] = deque()
+        self._twins: dict[Hashable, list[_Task]] = {}  # by pair: items that wait for the retry of one like them
         self._restarts = 0
         self.workers: list[Worker] = []
 
@@ -218,7 +237,7 @@ class _Dispatcher:
             self._pool._incoming.clear()
         self._hand_out()
         busy = [worker.deadline for worker in self.workers if worker.tasks]
-        timeout = max(0.0, min(busy) - time.monotonic()) if busy else None
+        timeout = max(0.0, min(busy) - time.monotonic()) if busy else 0.0 if self._waiting or self._retries else None
         for key, _ in self._selector.select(timeout):
             if key.fileobj is self._pool._wake_read:
                 self._pool._wake_read.recv(4096)
@@ -229,20 +248,37 @@ class _Dispatcher:
             self._lose(worker, f"wall limit of {self._wall_seconds:g} s exceeded")
 
     def _hand_out(self) -> None:
-        retrying = any(worker.tasks and worker.tasks[0].retry for worker in self.workers)
-        if self._waiting and not retrying:
+        if self._waiting or self._retries:
             while len(self.workers) < self._count:
                 self._fork()
             size = max(1, min(_CHUNK, len(self._waiting) // (4 * self._count)))
             for worker in [worker for worker in self.workers if not worker.tasks]:
-                chunk = [self._waiting.popleft() for _ in range(min(size, len(self._waiting)))]
+                chunk = self._chunk(size)
                 if chunk:
                     self._send(worker, chunk)
-        elif self._retries and not any(worker.tasks for worker in self.workers):
-            # a fresh process and nothing beside it: the second verdict owes nothing to other items
-            for worker in [worker for worker in self.workers if worker.used][:1]:
-                self._remove(worker)
-            self._send(self._fork(), [self._retries.popleft()])
+        retrying = sum(worker.tasks[0].retry for worker in self.workers if worker.tasks)
+        for worker in [worker for worker in self.workers if not worker.tasks]:
+            if self._retries and retrying < max(1, self._count - 1):
+                if worker.used:  # a fresh process: the second verdict owes nothing to other items
+                    self._remove(worker)
+                    worker = self._fork()
+                self._send(worker, [self._retries.popleft()])
+                retrying += 1
+
+    def _chunk(self, size: int) -> list[_Task]:
+        """The next `size` waiting items, without those that failed before and those that wait for a retry's outcome."""
+        chunk: list[_Task] = []
+        while self._waiting and len(chunk) < size:
+            task = self._waiting.popleft()
+            known = not task.retry and bool(self._twins or self._pool._failed_pairs)
+            reason = self._pool._failed_pairs.get(task.pair) if known else None
+            if reason is not None:
+                self._publish([(task, Grade(0.0, reason))])
+            elif known and task.pair in self._twins:
+                self._twins[task.pair].append(task)
+            else:
+                chunk.append(task)
+        return chunk
 
     def _fork(self) -> Worker:
         worker = self._nursery.fork(self._cpu_seconds, self._memory_bytes)
@@ -272,6 +308,7 @@ class _Dispatcher:
                 self._failed(task, self._memory_reason)
             else:
                 finished.append((task, Grade(score, error, figures)))
+                self._release(task)
         worker.deadline = time.monotonic() + self._wall_seconds
         self._restarts = 0
         self._publish(finished)
@@ -300,10 +337,21 @@ class _Dispatcher:
 
     def _failed(self, task: _Task, reason: str) -> None:
         if task.retry:
+            with self._pool._changed:
+                self._pool._failed_pairs[task.pair] = reason
+            self._release(task)
             self._publish([(task, Grade(0.0, reason))])
+        elif task.pair in self._twins:
+            self._twins[task.pair].append(task)
         else:
             task.retry = True
+            self._twins[task.pair] = []
             self._retries.append(task)
+
+    def _release(self, task: _Task) -> None:
+        """What waited for the outcome of `task`'s retry is graded in turn: at once where that failed."""
+        if task.retry:
+            self._waiting.extend(self._twins.pop(task.pair, ()))
 
     def _publish(self, finished: list[tuple[_Task, Grade]]) -> None:
         with self._pool._changed:

@@ -7,24 +7,30 @@ from jaxgrpo.errors import UserError
 from jaxgrpo.reward import arithmetic, gsm8k, humaneval, maths, supergpqa, zebra
 
 
+def _everything(response: str, ground_truth: object, extra_info: object) -> object:
+    return [response, ground_truth, extra_info]
+
+
 @dataclass(frozen=True)
 class Grader:
     """A grader and the data sources it marks.
 
     prefixes: a data source belongs to the grader when it starts with one of them. trusted: the grader's time is linear
-    in the text and nothing in it can hang, so it may run in the calling process.
+    in the text and nothing in it can hang, so it may run in the calling process. decisive: what of an item decides its
+    grade, as plain data; items that agree in it are tried once when that fails.
     """
 
     prefixes: tuple[str, ...]
     grade: Callable[[str, object, object], float]
     trusted: bool = False
     runs_code: bool = False  # of the model, in the sandbox
+    decisive: Callable[[str, object, object], object] = _everything
     figures: tuple[tuple[str, Callable[[str, object], float]], ...] = ()  # further measures of a response, beside its score
 
 
 GRADERS = (
     Grader(("arithmetic",), arithmetic.grade, trusted=True),
-    Grader(("math__", "aime", "amc"), maths.grade),
+    Grader(("math__", "aime", "amc"), maths.grade, decisive=maths.decisive),
     Grader(("openai/gsm8k", "gsm8k"), gsm8k.grade),
     Grader(("stem__supergpqa",), supergpqa.grade, trusted=True),
     Grader(("logic__zebra_puzzle",), zebra.grade, figures=(("cell_accuracy", zebra.cell_accuracy),)),

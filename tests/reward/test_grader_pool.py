@@ -82,6 +82,48 @@ def test_an_item_over_its_cpu_limit_costs_itself_only(pool):
     assert time.monotonic() - start < 20  # the limit twice, on a machine that may be busy
 
 
+def slow(n: int) -> tuple:
+    """An item like SLOW that no other n shares."""
+    answer = rf"\lfloor(x^2+y^2+z^2+2xy+2yz+2xz)^{{{30 + n}}}\rfloor"
+    return "math__slow", f"{n} \\boxed{{{answer}}}", rf"\lfloor(x+y+z)^{{{60 + 2 * n}}}\rfloor", None
+
+
+def test_a_retry_runs_beside_other_items():
+    """With two workers one item fails, and 200 others are done while it is tried again."""
+    with GraderPool(workers=2, cpu_seconds=2.0) as pool:
+        pool.grade([maths("1", "1")])
+        pool.submit("slow", slow(0))
+        task = pool._named["slow"]
+        assert wait_until(lambda: task.retry, 60)
+        start = time.process_time()
+        for n in range(200):
+            pool.submit(n, maths(str(n), str(n)))
+        others = [pool._named[n] for n in range(200)]
+        assert wait_until(lambda: all(other.grade == RIGHT for other in others), 60)
+        assert task.grade is None and time.process_time() - start < 2
+        assert pool.drain()["slow"] == Grade(0.0, "CPU limit of 2 s exceeded")
+
+
+def test_a_pair_that_failed_is_not_tried_again_before_the_next_step():
+    counted: list[int] = []
+    with GraderPool(workers=2, cpu_seconds=0.5) as pool:
+        pool.grade([maths("1", "1")])
+        fork = pool._dispatcher._fork
+        pool._dispatcher._fork = lambda: counted.append(1) or fork()
+        for n in range(12):
+            pool.submit(n, ("math__slow", f"way {n}: {slow(0)[1]}", slow(0)[2], {"index": n}))
+        pool.submit("right", maths("2", "2"))
+        pool.submit("no box", ("math__slow", "way 1", slow(0)[2], None))
+        grades = pool.drain()
+        assert grades.pop("right") == RIGHT and grades.pop("no box") == WRONG
+        assert grades == {n: Grade(0.0, "CPU limit of 0.5 s exceeded") for n in range(12)}
+        # at most one first try in each worker and one retry; a process is replaced after each, and where it is taken fresh
+        assert len(counted) <= 6
+        counted.clear()
+        pool.grade([slow(0)])
+        assert counted  # the next step tries it again
+
+
 def test_an_exception_in_a_grader_is_an_error_and_no_score(pool):
     grades = pool.grade([maths("1", ""), maths("1", "1"), ("arithmetic", "1", "ten", None)])
     assert grades[1] == RIGHT
