@@ -78,6 +78,10 @@ class EvaluationFolder:
         path = self.path / f"{suite}.jsonl"
         return read_records(path) if path.exists() else None
 
+    def missing(self, asked: list[Questions]) -> list[Questions]:
+        """Those of the suites that are not complete here."""
+        return [questions for questions in asked if self.outcomes(questions.name) is None]
+
     def partial(self, suite: str) -> Path:
         """Where the outcomes of a suite are collected."""
         return self.path / f"{suite}.partial.jsonl"

@@ -1,13 +1,16 @@
 """Checkpoints with Orbax: parameters, optimiser, step, data cursor, seed, counters and config, saved asynchronously.
 
 A step directory counts only once Orbax has committed it, so a kill in the middle of a save leaves the one before. Restoring
-places every array by the shardings of the mesh at hand, which need not be the mesh that saved it.
+places every array by the shardings of the mesh at hand, which need not be the mesh that saved it, and verifies the checksums of
+all that it reads (see checksums.py).
 """
 
+import json
 import logging
 import math
 import re
 import shutil
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,16 +20,36 @@ import orbax.checkpoint as ocp
 from jaxgrpo import storage
 from jaxgrpo.config import CheckpointConfig
 from jaxgrpo.errors import UserError
+from jaxgrpo.train.checksums import array_handler, is_sound, sealed, unsealed
 from jaxgrpo.train.state import TrainState
 
 for library in ("absl", "asyncio"):  # Orbax's: what fails is raised here, they would print it many times as well
     logging.getLogger(library).setLevel(logging.CRITICAL)
 
+ARRAYS = ("params", "opt_state")  # the items of a checkpoint that hold arrays; `meta` and `metrics` are JSON
 KEPT_BY = ("test_loss", "reward_mean")  # and suite_NAME: metrics that a checkpoint may be kept by
 
 
 class CheckpointError(UserError):
     """A checkpoint that could not be written or read; the message gives path, cause and remedy."""
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, which reads the metrics of all steps at its start and would die of a damaged one."""
+
+    def __init__(self, *arguments, **options):
+        self.complaints: list[str] = []
+        super().__init__(*arguments, **options)
+
+    def metrics(self, step: int) -> dict | None:
+        try:
+            return _intact(super().metrics(step) or {})
+        except Exception as error:  # of any kind: not JSON, not text, not an object, not as it was sealed
+            self.complaints.append(
+                f"the metrics of checkpoint {step} in {self.directory} are damaged ({_brief(error)}): it can be read, but "
+                "does not count among the best."
+            )
+            return {}
 
 
 class Checkpoints:
@@ -41,7 +64,14 @@ class Checkpoints:
             best_fn=self._score,
             enable_async_checkpointing=True,
         )
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        handlers = {item: array_handler() for item in ARRAYS} | {"meta": ocp.JsonCheckpointHandler()}
+        with _readable(self.directory, "move the damaged step out of it, then run the same command again"):
+            self._manager = _Manager(self.directory, options=options, item_handlers=handlers)
+
+    @property
+    def complaints(self) -> list[str]:
+        """What was found damaged in the folder without a step being read."""
+        return sorted(set(self._manager.complaints))
 
     def steps(self) -> list[int]:
         """The committed steps, the newest first."""
@@ -66,9 +96,9 @@ class Checkpoints:
         """Copy the state and return; writing goes on in the background. `meta` is plain JSON; `measured` are the step's
         metrics, by one of which it may be kept."""
         args = ocp.args.Composite(
-            params=ocp.args.StandardSave(state.params),
-            opt_state=ocp.args.StandardSave(state.opt_state),
-            meta=ocp.args.JsonSave(meta),
+            params=ocp.args.PyTreeSave(state.params),
+            opt_state=ocp.args.PyTreeSave(state.opt_state),
+            meta=ocp.args.JsonSave(sealed(meta)),
         )
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         free = math.inf if storage.is_remote(self.directory) else shutil.disk_usage(self.directory).free
@@ -82,7 +112,7 @@ class Checkpoints:
             if step in self._manager.all_steps():  # one that could not be read
                 self._manager.delete(step)
             metrics = {key: value for key, value in measured.items() if key in KEPT_BY or key.startswith("suite_")}
-            self._manager.save(step, args=args, metrics=metrics)
+            self._manager.save(step, args=args, metrics=sealed(metrics))
 
     def wait(self) -> None:
         """Return once every save is committed; CheckpointError if one failed."""
@@ -93,13 +123,12 @@ class Checkpoints:
     def restore(self, step: int, target: TrainState) -> tuple[TrainState, dict]:
         """The state (laid out as `target`, a tree of ShapeDtypeStructs with shardings) and the meta of a step."""
         args = ocp.args.Composite(
-            params=ocp.args.StandardRestore(target.params),
-            opt_state=ocp.args.StandardRestore(target.opt_state),
-            meta=ocp.args.JsonRestore(),
+            params=_restored_as(target.params), opt_state=_restored_as(target.opt_state), meta=ocp.args.JsonRestore()
         )
         with _readable(self.directory / str(step), "the one before it will do"):
             restored = self._manager.restore(step, args=args)
-        return TrainState(restored.params, restored.opt_state), restored.meta
+            meta = _of_step(_intact(restored.meta), step)
+        return TrainState(restored.params, restored.opt_state), meta
 
     def close(self) -> None:
         """Finish what is pending and stop the background threads; CheckpointError if a save failed."""
@@ -109,21 +138,21 @@ class Checkpoints:
 
 def save_params(directory: Path, params: dict) -> None:
     """Write parameters once, atomically (Orbax renames the finished folder into place)."""
-    with _explained(f"parameters in {directory}"), ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(storage.absolute(directory), params)
+    with _explained(f"parameters in {directory}"), ocp.Checkpointer(array_handler()) as checkpointer:
+        checkpointer.save(storage.absolute(directory), args=ocp.args.PyTreeSave(params))
 
 
 def load_params(directory: Path, target: dict, remedy: str) -> dict:
     """Read what `save_params` wrote, laid out as `target` (ShapeDtypeStructs with shardings)."""
-    with _readable(directory, remedy), ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(storage.absolute(directory), target)
+    with _readable(directory, remedy), ocp.Checkpointer(array_handler()) as checkpointer:
+        return checkpointer.restore(storage.absolute(directory), args=_restored_as(target))
 
 
-def load_params_anywhere(directory: Path) -> dict[str, jax.Array]:
+def load_params_anywhere(directory: Path, remedy: str = "give another checkpoint") -> dict[str, jax.Array]:
     """What `save_params` wrote, on the default device, whatever mesh it was saved from."""
-    with _readable(directory, "give another checkpoint"), ocp.StandardCheckpointer() as checkpointer:
+    with _readable(directory, remedy), ocp.Checkpointer(array_handler()) as checkpointer:
         place = storage.absolute(directory)
-        return checkpointer.restore(place, _on_default_device(checkpointer.metadata(place)))
+        return checkpointer.restore(place, args=_restored_as(_on_default_device(checkpointer.metadata(place))))
 
 
 def has_checkpoints(run: Path) -> bool:
@@ -131,24 +160,84 @@ def has_checkpoints(run: Path) -> bool:
     return any((run / "checkpoints").glob("[0-9]*/params"))
 
 
-def step_directory(path: Path) -> Path:
-    """A step directory as it is, or the newest step of a run or checkpoints directory. CheckpointError if there is none."""
+def step_directories(path: Path) -> list[Path]:
+    """The complete steps of a run or checkpoints directory, the newest first; a step directory alone. CheckpointError if there
+    is none."""
     for folder in (path / "checkpoints", path):
-        steps = [int(child.name) for child in folder.iterdir() if child.name.isdigit()] if folder.is_dir() else []
-        if steps:
-            path = folder / str(max(steps))
-            break
-    if not (path / "params").is_dir():
+        steps = [child for child in folder.iterdir() if child.name.isdigit()] if folder.is_dir() else []
+        complete = [step for step in steps if _is_complete(step)]
+        if complete:
+            return sorted(complete, key=lambda step: int(step.name), reverse=True)
+    if not _is_complete(path):
         raise CheckpointError(f"{path} holds no checkpoint: give a run directory, its checkpoints/ folder, or one step of it.")
-    return path
+    return [path]
 
 
-def read_checkpoint(path: Path) -> tuple[dict[str, jax.Array], dict]:
-    """(params, meta) of a step directory, or of the newest step of a run or checkpoints directory, on the default device."""
-    path = step_directory(path)
-    with _readable(path, "give another step"), ocp.Checkpointer(ocp.CompositeCheckpointHandler("meta")) as checkpointer:
-        meta = checkpointer.restore(storage.absolute(path), args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-    return load_params_anywhere(path / "params"), meta
+def _is_complete(step: Path) -> bool:
+    """Whether a step has its parameters; on an object store, where nothing can be renamed, Orbax marks what is committed."""
+    return (step / "params").is_dir() and (not storage.is_remote(step) or (step / "commit_success.txt").exists())
+
+
+def newest_readable(path: Path, read: Callable[[Path, str], object], say: Callable[[str], None]) -> tuple[Path, object]:
+    """(step directory, what `read` makes of it) of the newest step in `path` that can be read; a step that was named itself, or
+    nothing. `read` takes the directory and the remedy that its error should name. CheckpointError where none can be read."""
+    steps = step_directories(path)
+    for step, older in zip(steps, steps[1:], strict=False):
+        try:
+            return step, read(step, f"checkpoint {older.name} is used instead")
+        except CheckpointError as error:
+            say(f"WARNING   {error}")
+    remedy = "none of the checkpoints there can; bring one back" if len(steps) > 1 else "give another step"
+    return steps[-1], read(steps[-1], remedy)
+
+
+def read_checkpoint(path: Path, say: Callable[[str], None] = print) -> tuple[dict[str, jax.Array], dict]:
+    """(params, meta) of a step directory, or of the newest step of a run or checkpoints directory that can be read, on the
+    default device. `say` is told of those that cannot, and of one without checksums."""
+
+    def read(step: Path, remedy: str) -> tuple[dict, dict]:
+        return load_params_anywhere(step / "params", remedy), read_meta(step, remedy)
+
+    step, (params, meta) = newest_readable(path, read, say)
+    if note := without_checksums(step / "params"):
+        say(note)
+    return params, meta
+
+
+def read_meta(step: Path, remedy: str) -> dict:
+    """The meta of a step directory, nothing where only parameters lie there. CheckpointError where it is damaged or another
+    step's."""
+    if not (step / "meta").is_dir():
+        return {}
+    with _readable(step, remedy):
+        meta = _intact(json.loads((step / "meta" / "metadata").read_text()))
+        return _of_step(meta, int(step.name)) if step.name.isdigit() else meta
+
+
+def without_checksums(params: Path) -> str | None:
+    """A line to show where stored parameters come from before there were checksums."""
+    try:
+        old = json.loads((params / "_METADATA").read_text()).get("use_zarr3") is False
+    except (ValueError, AttributeError):
+        old = False
+    return f"note      {params} was saved without checksums: damage to its numbers would not be seen." if old else None
+
+
+def _intact(content: dict) -> dict:
+    """A JSON object without its checksum. ValueError where it does not agree; one from before there were any passes."""
+    if is_sound(content) is False:
+        raise ValueError("its checksum does not agree with its content")
+    return unsealed(content)
+
+
+def _of_step(meta: dict, step: int) -> dict:
+    if meta["step"] != step:
+        raise ValueError(f"it says that it is of step {meta['step']}, its folder that it is of step {step}")
+    return meta
+
+
+def _restored_as(target) -> ocp.args.PyTreeRestore:
+    return ocp.args.PyTreeRestore(item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target))
 
 
 def _on_default_device(metadata) -> dict[str, jax.ShapeDtypeStruct]:

@@ -51,7 +51,9 @@ def export(path: str, out_dir: str, dtype: str | None = None) -> Path:
     """
     start = storage.location(path)
     if is_converted(path) and (start / "config.json").exists():
-        companions, params = start, checkpoint.load_params_anywhere(start / PARAMS)
+        companions, params = start, checkpoint.load_params_anywhere(start / PARAMS, "convert the model again")
+        if note := checkpoint.without_checksums(start / PARAMS):
+            print(note)
     else:
         params, _ = checkpoint.read_checkpoint(start)
         companions = run_companions(start)

@@ -18,7 +18,7 @@ from jaxgrpo.rollout.sampling import Sampling
 from jaxgrpo.storage import location
 from jaxgrpo.train.checkpoint import has_checkpoints
 from jaxgrpo.train.dataset import asks_for_code, suite_questions
-from jaxgrpo.train.inference import Served, batch_engine, find, load_weights, tokenizer_of
+from jaxgrpo.train.inference import Served, batch_engine, find, load_newest, tokenizer_of
 
 SUITES = ("heldout", "math_500", "aime2024", "amc2023", "gsm8k", "humaneval", "zebra", "supergpqa")
 _LINES = 10  # progress lines of a suite where there is no terminal
@@ -56,22 +56,25 @@ def evaluate(served: Served, suites: list[str], out: str | None, compare: str | 
             total, limit = len(questions.prompts) + questions.overlong, c.data.max_prompt_tokens
             console.print(f"left out  {questions.overlong} of {total} prompts of {questions.title}, over {limit} tokens")
     folder = EvaluationFolder(out or _default_folder(served))
+    loaded = None
+    if folder.missing(asked):
+        console.print(f"model     {served.name}", markup=False)
+        most = max(len(questions.prompts) for questions in asked) * c.eval.samples
+        engine = batch_engine(served, tokenizer, most)
+        # Before the folder is written to: it is named after the checkpoint that can be read.
+        served, weights = load_newest(served, engine, lambda text: console.print(text, markup=False))
+        loaded, folder = (engine, weights), EvaluationFolder(out or _default_folder(served))
     folder.open(_settings(served, asked))
-    todo = [questions for questions in asked if folder.outcomes(questions.name) is None]
-    if todo:
-        _run(served, todo, folder, tokenizer, console)
+    if todo := folder.missing(asked):
+        _run(served, *loaded, todo, folder, tokenizer, console)
     results = write_report(folder, [questions.name for questions in asked], other)
     console.print(result_table(results, served.name))
     console.print(f"report    {folder.path / 'report.md'}, {folder.path / 'report.png'}", markup=False)
     return results
 
 
-def _run(served: Served, todo: list[Questions], folder: EvaluationFolder, tokenizer, console: Console) -> None:
+def _run(served: Served, engine, weights, todo: list[Questions], folder: EvaluationFolder, tokenizer, console: Console) -> None:
     c = served.config
-    most = max(len(questions.prompts) for questions in todo) * c.eval.samples
-    console.print(f"model     {served.name}", markup=False)
-    engine = batch_engine(served, tokenizer, most)
-    weights = load_weights(served, engine)
     with GraderPool(c.reward.workers, c.reward.cpu_seconds, c.reward.wall_seconds, sandbox=c.reward.sandbox) as pool:
         for questions in todo:
             with _Progress(console, questions.title) as progress:

@@ -7,6 +7,7 @@ from the run's own config, else from the model and the memory of the devices.
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from jaxgrpo.parallel.mesh import rollout_tensor_size
 from jaxgrpo.parallel.sharding import named_sharding
 from jaxgrpo.rollout.engine import Engine
 from jaxgrpo.train import checkpoint
-from jaxgrpo.train.conversion import is_converted, load_converted, run_companions
+from jaxgrpo.train.conversion import PARAMS, is_converted, load_converted, run_companions
 from jaxgrpo.train.sizes import CPU_CACHE_GIB, GIB, cache_bytes_per_slot, default_chunk, device_memory, engine_settings
 
 MOST_SLOTS = 64  # of a server, unless asked for more
@@ -39,6 +40,7 @@ class Served:
     source: ModelSource
     step: Path | None  # the step directory of a run; None for a model
     config: Config  # with automatic values left
+    found_in: Path | None = None  # what was named: a run or its checkpoints, or the step itself
 
     @property
     def step_number(self) -> int:
@@ -65,7 +67,7 @@ def find(path: str, overrides: list[str], *, keys: tuple[str, ...] = SERVING_KEY
     if is_converted(path) and (start / "config.json").exists():
         source = resolve_model(path, need_weights=False)
     elif start.is_dir() and not (start / "config.json").exists():
-        step = checkpoint.step_directory(start)
+        step = checkpoint.step_directories(start)[0]
         companions = run_companions(step)
         source = resolve_model(str(companions), need_weights=False)
         config_file = step.parents[1] / "config.yaml"
@@ -76,7 +78,7 @@ def find(path: str, overrides: list[str], *, keys: tuple[str, ...] = SERVING_KEY
     values = load_config(stored, overrides)
     in_run = step is not None and stored is not None
     changes = _serving_values(values, given, in_run, None if stored is not None else source.config.max_positions)
-    return Served(source, step, replace(values, changes))
+    return Served(source, step, replace(values, changes), start if step else None)
 
 
 def _serving_values(config: Config, given: set[str], in_run: bool, positions: int | None) -> dict:
@@ -157,11 +159,33 @@ def serving_sizes(config: Config, model: ModelConfig, devices: int, device_bytes
     return replace(config, {"rollout.slots": slots, "rollout.cache_gib": budget / GIB})
 
 
-def load_weights(served: Served, engine: Engine) -> dict:
-    """The weights in the engine's layout, read into its mesh's shards."""
+def load_weights(served: Served, engine: Engine, say: Callable[[str], None] = print) -> dict:
+    """The weights of exactly this checkpoint in the engine's layout, read into its mesh's shards. `say` is told where they come
+    without checksums."""
+    return engine.load_params(_read_weights(served, engine, "give another step", say))
+
+
+def load_newest(served: Served, engine: Engine, say: Callable[[str], None] = print) -> tuple[Served, dict]:
+    """`load_weights` of the newest checkpoint that can be read, and which one that is: `served` itself, or one before it where
+    a run was named and not a step. `say` is told of those that cannot."""
+    if served.step is None:
+        return served, load_weights(served, engine, say)
+
+    def read(step: Path, remedy: str) -> dict:
+        checkpoint.read_meta(step, remedy)
+        return _read_weights(dataclasses.replace(served, step=step), engine, remedy, say)
+
+    step, params = checkpoint.newest_readable(served.found_in, read, say)
+    return dataclasses.replace(served, step=step), engine.load_params(params)
+
+
+def _read_weights(served: Served, engine: Engine, remedy: str, say: Callable[[str], None]) -> dict:
     source, dtype = served.source, jnp.dtype(served.config.rollout.dtype)
     if served.step is None and not is_converted(source.name):
-        return engine.load_params(load_params(source, dtype=dtype, mesh=engine.mesh))
+        return load_params(source, dtype=dtype, mesh=engine.mesh)
+    stored = source.path / PARAMS if served.step is None else served.step / PARAMS
+    if note := checkpoint.without_checksums(stored):
+        say(note)
     specs = parameter_table(source.config)
     shardings = {spec.name: named_sharding(engine.mesh, spec.axes, spec.shape) for spec in specs}
     target = {
@@ -169,5 +193,5 @@ def load_weights(served: Served, engine: Engine) -> dict:
         for name, shape in abstract_parameters(source.config).items()
     }
     if served.step is None:
-        return engine.load_params(load_converted(source, target))
-    return engine.load_params(checkpoint.load_params(served.step / "params", target, "give another step"))
+        return load_converted(source, target)
+    return checkpoint.load_params(stored, target, remedy)

@@ -8,6 +8,7 @@ import signal
 import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import NoReturn
 
 import jax
@@ -21,10 +22,10 @@ from jaxgrpo.config import Config, ConfigError
 from jaxgrpo.errors import UserError
 from jaxgrpo.parallel import hosts
 from jaxgrpo.train.accounting import update_bytes
-from jaxgrpo.train.checkpoint import CheckpointError, Checkpoints, load_params, save_params
+from jaxgrpo.train.checkpoint import CheckpointError, Checkpoints, load_params, save_params, without_checksums
 from jaxgrpo.train.conversion import write_companions
 from jaxgrpo.train.job import SUITE, Job, prepare
-from jaxgrpo.train.metrics import PHASES, CompilationCounter
+from jaxgrpo.train.metrics import PHASES, CompilationCounter, damage, with_checksum
 from jaxgrpo.train.plots import draw_learning_curve
 from jaxgrpo.train.progress import Progress
 from jaxgrpo.train.rows import Rows, Sequence
@@ -179,6 +180,8 @@ class Trainer:
         if self.job.driver is None:
             self.job.engine.compile(self.job.engine.load_params(initial))
         self.job.compile_updates(self.reference)
+        for complaint in self.checkpoints.complaints:
+            self.progress.say(f"WARNING   {complaint}")
         steps = hosts.from_first(self.checkpoints.steps(), "the list of checkpoints")
         if not steps:
             self.set_aside()
@@ -188,6 +191,10 @@ class Trainer:
         self.totals = Totals(**meta["totals"])
         self.cut_after(meta["step"])
         return state, meta["step"]
+
+    def say_if_unprotected(self, params: Path) -> None:
+        if hosts.is_first() and (note := without_checksums(params)):
+            self.progress.say(note)
 
     def restore_newest(self, steps: list[int]) -> tuple[TrainState, dict]:
         """(state, meta) of the newest checkpoint that every host can read. CheckpointError where there is none."""
@@ -199,6 +206,7 @@ class Trainer:
                 complaint = str(error)
             complaints = [text for text in hosts.gather(complaint, f"checkpoint {step} to be read") if text]
             if not complaints:
+                self.say_if_unprotected(self.run.checkpoints / str(step) / "params")
                 return restored
             self.progress.say(f"WARNING   {complaints[0]}")
         raise CheckpointError(
@@ -216,6 +224,11 @@ class Trainer:
 
     def cut_after(self, step: int) -> None:
         if hosts.is_first():
+            if found := damage(self.run.metrics.path, step):
+                self.progress.say(
+                    f"WARNING   {self.run.metrics.path} is damaged ({'; '.join(found)}): training goes on, but plots and "
+                    "the law would lack these steps; bring the file back from a copy."
+                )
             self.run.cut_after(step)
         hosts.barrier(f"the run directory to be cut back to step {step}")
 
@@ -244,6 +257,7 @@ class Trainer:
             )
             save_params(self.run.warm_start, params)
         remedy = f"delete {self.run.warm_start} to warm up again"
+        self.say_if_unprotected(self.run.warm_start)
         return load_params(self.run.warm_start, self.job.abstract_params(), remedy)
 
     def step(self, state: TrainState, step: int) -> TrainState:
@@ -426,7 +440,7 @@ class Trainer:
         record = self.job.identity | {"step": step} | asdict(self.totals) | record | spent
         record |= {"step_s": step_s, "other_s": step_s - sum(spent.values()), "compilations": self.compilations.count}
         if hosts.is_first():
-            self.run.metrics.append(record)
+            self.run.metrics.append(with_checksum(record))
         self.progress.step(step, record)
 
     @contextmanager

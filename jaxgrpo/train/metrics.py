@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import zlib
 from pathlib import Path
 
 import jax
@@ -16,10 +17,22 @@ PHASES = ("rollout_s", "grade_s", "score_s", "update_s", "sync_s", "eval_s", "sa
 # The only keys that may differ between two runs of the same seed.
 TIMING_SUFFIXES = ("_s", "_per_s")
 TIMING_KEYS = ("mfu", "mfu_full_attention", "compilations")
+CHECKSUM = "crc32"  # of a line's other keys but the timing keys
 
 
 def is_timing_key(key: str) -> bool:
-    return key.endswith(TIMING_SUFFIXES) or key in TIMING_KEYS
+    return key.endswith(TIMING_SUFFIXES) or key in (*TIMING_KEYS, CHECKSUM)
+
+
+def with_checksum(record: dict) -> dict:
+    """A record of a step as it is written, with what shows later that it was not changed."""
+    written = {key: _json_number(value) for key, value in record.items()}
+    return written | {CHECKSUM: _checksum(written)}
+
+
+def _checksum(record: dict) -> str:
+    kept = {key: value for key, value in record.items() if not is_timing_key(key)}
+    return f"{zlib.crc32(json.dumps(kept, sort_keys=True).encode()):08x}"
 
 
 class MetricsLog:
@@ -29,15 +42,18 @@ class MetricsLog:
         self.path = path
 
     def cut_after(self, step: int) -> int:
-        """Drop the lines of later steps and a line torn by a kill; returns how many went. The file is replaced atomically."""
+        """Drop the lines of later steps and a line torn by a kill; returns how many went. The file is replaced atomically.
+        Lines that cannot be read between those that stay are damage, which stays to be seen."""
         if not self.path.exists():
             return 0
         lines = self.path.read_bytes().splitlines(keepends=True)
-        kept = [line for line in lines if _step_of(line) is not None and _step_of(line) <= step]
+        steps = [_step_of(line) for line in lines]
+        last = max((place for place, of in enumerate(steps) if of is not None and of <= step), default=-1)
+        kept = [line for line, of in zip(lines[: last + 1], steps, strict=False) if of is None or of <= step]
         if kept and not kept[-1].endswith(b"\n"):  # torn before its newline only: whole, but the next line must not join it
             kept[-1] += b"\n"
         if kept != lines:
-            write_whole(self.path, b"".join(kept).decode())
+            write_whole(self.path, b"".join(kept).decode(errors="replace"))
         return len(lines) - len(kept)
 
     def append(self, record: dict) -> None:
@@ -65,6 +81,37 @@ def read_metrics(path: Path) -> list[dict]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_bytes().splitlines() if _step_of(line) is not None]
+
+
+def damage(path: Path, done: int) -> list[str]:
+    """What is wrong with a metrics file that holds the lines of the steps 0 to `done`, each with its place: lines that cannot
+    be read or were changed, and steps without a line. A last line that a kill tore is none of these."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    found, seen = [], set()
+    for number, line in enumerate(lines, 1):
+        step = _step_of(line)
+        if step is None:
+            if number < len(lines) or line.endswith(b"\n"):
+                found.append(f"line {number} is no record of a step")
+            continue
+        record = json.loads(line)
+        if CHECKSUM in record and record[CHECKSUM] != _checksum(record):
+            found.append(f"line {number} (step {step}) was changed after it was written")
+        seen.add(step)
+    if missing := [step for step in range(done + 1) if step not in seen]:
+        found.append(f"no line of step {spans(missing)}")
+    return found
+
+
+def spans(numbers: list[int]) -> str:
+    """Ascending numbers in words: [1, 2, 3, 7] are "1 to 3, 7"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)
 
 
 def _step_of(line: bytes) -> int | None:

@@ -8,7 +8,7 @@ import threading
 import traceback
 
 from jaxgrpo.errors import UserError
-from jaxgrpo.train.inference import find, load_weights, make_engine
+from jaxgrpo.train.inference import find, load_newest, make_engine
 from jaxgrpo.train.sizes import config_sampling
 
 
@@ -33,7 +33,7 @@ def main(options: dict, ready: int) -> None:
     served = find(options["checkpoint"], options["overrides"])
     engine = make_engine(served)
     print(f"loading {served.name}", flush=True)
-    params = load_weights(served, engine)
+    served, params = load_newest(served, engine, lambda text: print(text, flush=True))
     sizes = engine.settings
     print(f"compiling: {sizes.slots} slots, prompts of {sizes.max_prompt}, answers of {sizes.max_new} tokens", flush=True)
     sampling = config_sampling(served.config)

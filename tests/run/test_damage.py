@@ -47,14 +47,19 @@ def test_what_cannot_be_read_at_all_is_named_with_the_remedy(parts, remedy, env,
     assert remedy in message
 
 
-def test_a_damaged_checkpoint_is_not_exported(env, whole_run, tmp_path):
+def test_a_run_with_a_damaged_newest_checkpoint_is_evaluated_at_the_one_before(env, whole_run, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(whole_run, run_dir)
     damage(run_dir / "checkpoints" / "6" / "params")
-    failed = jaxgrpo("export", str(run_dir), str(tmp_path / "hf"), env=env)
-    assert failed.returncode == 1, failed.stderr
-    assert "cannot be read" in failed.stderr
-    assert not (tmp_path / "hf").exists()
+    arguments = ["--suite", "arithmetic", "eval.limit=8"]
+    done = jaxgrpo("eval", "--checkpoint", str(run_dir), *arguments, env=env)
+    assert done.returncode == 0, done.stderr
+    assert "checkpoints/6/params cannot be read, it may be damaged" in done.stdout
+    assert "checkpoint 4 is used instead" in done.stdout and not done.stderr.strip()
+    assert [folder.name for folder in (run_dir / "evaluations").iterdir()] == ["4"]
+    failed = jaxgrpo("eval", "--checkpoint", str(run_dir / "checkpoints" / "6"), *arguments, env=env)
+    assert failed.returncode == 1 and "cannot be read" in failed.stderr and "give another step" in failed.stderr
+    assert not (run_dir / "evaluations" / "6").exists()
 
 
 def test_a_run_that_never_began_does_not_bind_its_directory(capsys, tmp_path):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgrpo.train.metrics import CompilationCounter, MetricsLog, is_timing_key, read_metrics
+from jaxgrpo.train.metrics import CompilationCounter, MetricsLog, damage, is_timing_key, read_metrics, with_checksum
 
 LINES = [b'{"step": 0, "test_loss": 0.75}\n', b'{"step":1,  "kl": 1e-05}\n', b'{"step": 2, "kl": 0.5}\n', b'{"step": 3}\n']
 
@@ -82,3 +82,46 @@ def test_the_counter_counts_new_programs_only():
     assert counter.count == before + 1
     triple(values[1])
     assert counter.count == before + 2
+
+
+def logged(path, steps) -> list[bytes]:
+    log = MetricsLog(path)
+    for step in steps:
+        log.append(with_checksum({"step": step, "kl": float("nan") if step == 1 else 0.1 * step, "step_s": 2.5}))
+    return path.read_bytes().splitlines(keepends=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda lines: lines, []),
+        (lambda lines: [*lines, b'{"step": 6, "k'], []),  # torn by a kill
+        (lambda lines: [*lines[:2], lines[2].replace(b"2.5", b"9.5"), *lines[3:]], []),  # seconds are not protected
+        (lambda lines: [*lines[:2], *lines[4:]], ["no line of step 2 to 3"]),
+        (lambda lines: lines[1:4], ["no line of step 0, 4 to 5"]),
+        (lambda lines: [], ["no line of step 0 to 5"]),
+        (lambda lines: [*lines[:4], lines[4].replace(b"0.4", b"0.5"), lines[5]], ["line 5 (step 4) was changed"]),
+        (lambda lines: [*lines[:4], lines[4].replace(b"kl", b"kL"), lines[5]], ["line 5 (step 4) was changed"]),
+        (lambda lines: [*lines[:4], lines[4][1:], lines[5]], ["line 5 is no record", "no line of step 4"]),
+        (lambda lines: [*lines[:4], b"\xff" + lines[4], lines[5]], ["line 5 is no record", "no line of step 4"]),
+        (lambda lines: [line.partition(b', "crc32"')[0] + b"}\n" for line in lines], []),  # of before
+    ],
+)
+def test_lost_and_garbled_lines_are_named_with_their_place(change, found, tmp_path):
+    lines = logged(tmp_path / "metrics.jsonl", range(6))
+    (tmp_path / "metrics.jsonl").write_bytes(b"".join(change(lines)))
+    said = damage(tmp_path / "metrics.jsonl", 5)
+    assert len(said) == len(found) and all(map(str.startswith, said, found)), said
+
+
+def test_a_garbled_line_between_those_that_stay_is_not_cut(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(LINES[0] + b"rubbish\n" + LINES[2] + b"more\n" + LINES[3])
+    assert MetricsLog(path).cut_after(2) == 2
+    assert path.read_bytes() == LINES[0] + b"rubbish\n" + LINES[2]
+
+
+def test_the_checksum_of_a_line_is_that_of_what_two_runs_of_a_seed_have_in_common():
+    one, two = (with_checksum({"step": 1, "kl": 0.5, "step_s": s, "mfu": s, "compilations": int(s)}) for s in (1.0, 2.0))
+    assert one["crc32"] == two["crc32"] != with_checksum({"step": 1, "kl": 0.25})["crc32"]
+    assert is_timing_key("crc32")  # the figures it is of may differ between meshes by rounding

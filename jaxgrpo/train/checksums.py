@@ -1,0 +1,104 @@
+"""What protects a checkpoint from damage on disk: a checksum in every stored chunk of an array, and one in every JSON object.
+
+Arrays go through Orbax as Zarr 3 arrays whose chunks end in the format's own `crc32c` codec. The host that writes a chunk adds
+it, and TensorStore verifies it on every read, of whichever part of the array, on whichever mesh. Chunks lie in OCDBT, whose
+manifests and tree nodes carry checksums of their own.
+"""
+
+import asyncio
+import json
+import zlib
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore as ts
+
+MARK, SEAL = "sealed", "crc32"  # keys of a JSON object: that it has a checksum, and that
+CODECS = [
+    {"name": "bytes", "configuration": {"endian": "little"}},
+    {"name": "zstd", "configuration": {"level": 1}},
+    {"name": "crc32c"},
+]
+
+
+class ChecksummedArrays(ocp.type_handlers.ArrayHandler):
+    """Orbax's handler of jax.Array, but for what it writes: a chunk is one device's share of an array, with its checksum.
+
+    Every replica of a replicated share writes that of some arrays, so that all hosts take part."""
+
+    def __init__(self):
+        super().__init__(enable_write_sharding_file=False, array_metadata_store=None)
+
+    async def serialize(self, values, infos, args=None) -> list[ocp.Future]:
+        """Copy this host's shares of `values` to its memory; what is returned writes them."""
+        shares = [_shares(value, turn) for turn, value in enumerate(values)]
+        for share in (share for of_one in shares for share in of_one):
+            share.data.copy_to_host_async()
+        on_host = [[(share.index, np.asarray(share.data)) for share in of_one] for of_one in shares]
+        layouts = [(value.shape, value.sharding.shard_shape(value.shape), value.dtype) for value in values]
+
+        async def write() -> None:
+            await asyncio.gather(*map(_write, infos, layouts, on_host))
+
+        return [ocp.future.CommitFutureAwaitingContractedSignals(write(), name="checksummed_arrays")]
+
+    async def deserialize(self, infos, args=None) -> list[jax.Array]:
+        """As Orbax does; a failure ends the other reads too, which would each complain of the closed event loop."""
+        before = asyncio.all_tasks()
+        try:
+            return await super().deserialize(infos, args)
+        except BaseException:
+            reads = asyncio.all_tasks() - before
+            for read in reads:
+                read.cancel()
+            await asyncio.gather(*reads, return_exceptions=True)
+            raise
+
+
+def _shares(value: jax.Array, turn: int) -> list:
+    """The shards of an array that this host writes."""
+    shard = value.sharding.shard_shape(value.shape)
+    replicas = max(1, value.sharding.num_devices * int(np.prod(shard)) // max(1, value.size))
+    return [share for share in value.addressable_shards if share.replica_id == turn % replicas]
+
+
+async def _write(info, layout, shares) -> None:
+    await info.await_path_creation()
+    shape, chunk, dtype = layout
+    spec = ocp.type_handlers.get_json_tspec_write(
+        info, use_ocdbt=True, global_shape=shape, local_shape=chunk, dtype=dtype, process_index=jax.process_index()
+    )
+    spec["metadata"]["codecs"] = CODECS
+    first = jax.process_index() == 0  # it writes the array's description; the others know it
+    array = await ts.open(spec, open=True, create=first, assume_metadata=not first, context=info.ts_context)
+    # A chunk is the only writer of its part and its source does not change: no copy is needed.
+    await asyncio.gather(*(array[index].write(data, can_reference_source_data_indefinitely=True) for index, data in shares))
+
+
+def array_handler() -> ocp.PyTreeCheckpointHandler:
+    """Writes trees of jax.Array with checksums, and reads them as well as those written without, before there were any."""
+    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, ChecksummedArrays()))
+    return ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True, type_handler_registry=registry)
+
+
+def sealed(content: dict) -> dict:
+    """A JSON object with its checksum in it."""
+    return {MARK: True} | content | {SEAL: _checksum(content)}
+
+
+def is_sound(content: dict) -> bool | None:
+    """Whether an object is as it was sealed; None where it never was. With one of the two keys the other was damaged."""
+    if MARK not in content and SEAL not in content:
+        return None
+    return content.get(MARK) is True and content.get(SEAL) == _checksum(unsealed(content))
+
+
+def unsealed(content: dict) -> dict:
+    return {key: value for key, value in content.items() if key not in (MARK, SEAL)}
+
+
+def _checksum(content: dict) -> str:
+    """Of an object's content, however it is laid out in the file."""
+    as_read = json.loads(json.dumps(content))
+    return f"{zlib.crc32(json.dumps(as_read, sort_keys=True).encode()):08x}"
