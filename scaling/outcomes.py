@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from scaling.design import Design
+from scaling.integrity import check_outcomes
 from scaling.runs import Curve, DataError, Runs
 
 FILE_NAME = re.compile(r"(?P<suite>.+)-(?P<step>\d+)\.jsonl")
+HELD_OUT = "heldout"  # the suite whose loss training logs as test_loss
 LOSS_TOLERANCE = 5e-4  # a logged test_loss may have been rounded to three decimals
 
 
@@ -35,16 +38,46 @@ def suites(curve: Curve) -> dict[str, dict[int, Path]]:
 
 def scores(path: Path) -> dict[str, float]:
     """Mean score over the samples of every question in one eval file. DataError names a line that cannot be read."""
+    return _means(_records(path))
+
+
+def _means(records: list[tuple[str, float]]) -> dict[str, float]:
     collected: dict[str, list[float]] = {}
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for question, score in records:
+        collected.setdefault(question, []).append(score)
+    return {question: float(np.mean(values)) for question, values in collected.items()}
+
+
+def _records(path: Path) -> list[tuple[str, float]]:
+    """(question, score) of every line of one eval file."""
+    found = []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
             item = json.loads(line)
-            collected.setdefault(str(item["question"]), []).append(float(item["score"]))
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            found.append((str(item["question"]), float(item["score"])))
+        except (KeyError, TypeError, ValueError) as error:  # ValueError: not JSON, or not even text
             raise DataError(f"{path} line {number}: no question with a score ({error}): evaluate that step again") from error
-    if not collected:
+    if not found:
         raise DataError(f"{path} is empty: evaluate that step again")
-    return {question: float(np.mean(values)) for question, values in collected.items()}
+    return found
+
+
+def checked_scores(curve: Curve, suite: str, step: int) -> dict[str, float]:
+    """`scores` of a suite at a step. DataError where its file does not hold what the run's log counted."""
+    path, line = suites(curve)[suite][step], _log(curve.directory).get(step, {})
+    records = _records(path)
+    check_outcomes(path, records, line, "test_loss" if suite == HELD_OUT else f"suite_{suite}")
+    return _means(records)
+
+
+def _log(directory: str) -> dict[int, dict]:
+    """The lines of a run's metrics.jsonl by step; `load` has read and checked them."""
+    path = Path(directory, "metrics.jsonl")
+    lines = []
+    for text in path.read_bytes().splitlines() if path.is_file() else []:
+        with suppress(ValueError):  # a last line that a kill tore
+            lines.append(json.loads(text))
+    return {int(line["step"]): line for line in lines if isinstance(line, dict) and "step" in line}
 
 
 def suite_curve(curve: Curve, suite: str) -> tuple[np.ndarray, np.ndarray]:
@@ -53,22 +86,26 @@ def suite_curve(curve: Curve, suite: str) -> tuple[np.ndarray, np.ndarray]:
     if not files:
         raise DataError(f"{curve.where()} has no eval files of suite {suite!r}; it has {', '.join(suites(curve)) or 'none'}")
     steps = np.array(sorted(files))
-    return steps, np.array([1 - np.mean(list(scores(files[int(step)]).values())) for step in steps])
+    return steps, np.array([1 - np.mean(list(checked_scores(curve, suite, int(step)).values())) for step in steps])
 
 
 def held_out_suite(curve: Curve) -> str:
     """The suite whose mean score is 1 - test_loss at every step of the curve. DataError where none or several are."""
-    matching = []
+    matching, complaints = [], []
     for suite, files in suites(curve).items():
         steps = [int(step) for step in curve.step]
         if all(step in files for step in steps):
-            losses = [1 - np.mean(list(scores(files[step]).values())) for step in steps]
+            try:
+                losses = [1 - np.mean(list(checked_scores(curve, suite, step).values())) for step in steps]
+            except DataError as error:
+                complaints.append(str(error))
+                continue
             if np.abs(np.array(losses) - curve.loss).max() < LOSS_TOLERANCE:
                 matching.append(suite)
     if len(matching) != 1:
         raise DataError(
             f"{curve.where()}: {len(matching)} suites of its eval folder agree with test_loss at every step "
-            f"({', '.join(matching) or 'none'}): name the held-out suite with suite="
+            f"({', '.join(matching) or 'none'}): {'; '.join(complaints) or 'name the held-out suite with suite='}"
         )
     return matching[0]
 
@@ -77,14 +114,15 @@ def outcome_matrix(
     curve: Curve, questions: list[str] | None, suite: str | None, steps: np.ndarray
 ) -> tuple[np.ndarray, list[str]]:
     """Scores of one run, shape (len(steps), Q), with the questions in the order given (or found at the first step)."""
-    files = suites(curve).get(suite or held_out_suite(curve), {})
+    suite = suite or held_out_suite(curve)
+    files = suites(curve).get(suite, {})
     rows = []
     for step in steps:
         if int(step) not in files:
             raise DataError(
                 f"{curve.where()}: no eval file of step {step:g}: the question bootstrap needs one per evaluated step"
             )
-        found = scores(files[int(step)])
+        found = checked_scores(curve, suite, int(step))
         questions = sorted(found) if questions is None else questions
         if sorted(found) != sorted(questions):
             raise DataError(

@@ -9,6 +9,7 @@ Treatment of bad data, the same for every kind of file:
 - X that falls from one step to the next: an error in the log of a single run; a note in a CSV, where averaging runs of
   unequal length does this;
 - an unfinished last line of a metrics.jsonl (a run that was killed): skipped with a note; anywhere else: an error;
+- a line that was changed after training wrote it (its checksum tells): an error; steps without a line: a note;
 - a run that never got to an evaluation after step 0 (no metrics.jsonl, or nothing of use in it): left out with a note, an error
   where no other is left, so that `runs/*` may hold a start that failed.
 """
@@ -25,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
+from scaling.integrity import check_line, lost_steps
 from scaling.runs import Curve, DataError, Runs, size_label
 
 # Column names of metrics.jsonl and of the published CSV, first name that is present counts.
@@ -112,7 +114,7 @@ def _read_csv(path: Path) -> list[Row]:
 
 
 def _read_jsonl(path: Path, notes: list[str]) -> list[Row]:
-    lines = path.read_text().splitlines()
+    lines = path.read_text(errors="replace").splitlines()
     rows = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -126,8 +128,14 @@ def _read_jsonl(path: Path, notes: list[str]) -> list[Row]:
             raise DataError(f"{path} line {number} is not JSON ({error.msg}): mend or remove that line") from error
         if not isinstance(values, dict):
             raise DataError(f"{path} line {number} is {line[:40]!r}, not an object: mend or remove that line")
+        check_line(values, f"{path} line {number}")
         rows.append(Row(f"{path} line {number}", values))
+    notes += lost_steps(path, [row.values["step"] for row in rows if _is_number(row.values.get("step"))])
     return rows
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _number(row: Row, key: str) -> float:
