@@ -3,7 +3,8 @@
 Keys: title; files (names to look for, first come first served); hub ("org/name" or "org/name:file"), subset and split there. A
 table with the columns of a problem file (see jaxgrpo.data.files) needs no more. For one of questions and answers: question and
 answer (its columns), answer_after (the mark in the answer column behind which the answer stands), prompt (a text with
-{question}), data_source (which chooses the grader).
+{question}), data_source (which chooses the grader). count, where it is given, is how many problems `jaxgrpo data benchmarks`
+must find.
 """
 
 import dataclasses
@@ -35,6 +36,7 @@ class Suite:
     answer_after: str = ""
     prompt: str = ""
     data_source: str = ""
+    count: int = 0  # how many problems it has; 0: not said
 
     def problems(self, folder: str) -> list[Problem]:
         """The problems, from the first of `files` that lies in `folder` or in a folder in it, else from the hub.
@@ -43,11 +45,19 @@ class Suite:
         """
         if self.files == (DATA_SOURCE,):
             return heldout_problems()
-        found = [path for name in self.files for path in (Path(folder) / name, *sorted(Path(folder).glob(f"*/{name}")))]
-        path = next((str(path) for path in found if path.exists()), self.hub)
+        path = self.local(Path(folder)) or self.hub
         if not path:
             names = " or ".join(self.files)
             raise DataError(f"suite {self.name}: there is no {names} in {folder}; put it there, or set eval.data to its folder")
+        return problems_of(self.rows(str(path)), str(path))
+
+    def local(self, folder: Path) -> Path | None:
+        """The first of `files` that lies in `folder` or in a folder in it."""
+        found = [path for name in self.files for path in (folder / name, *sorted(folder.glob(f"*/{name}")))]
+        return next((path for path in found if path.exists()), None)
+
+    def rows(self, path: str) -> list[dict]:
+        """The rows of a file or hub table of this suite, in the columns of a problem file. DataError where they are not."""
         rows = read_rows(path, (), split=self.split, subset=self.subset or None)
         if self.question and "prompt" not in rows[0]:
             rows = [self._row(row, f"{path}, row {index}") for index, row in enumerate(rows)]
@@ -58,7 +68,7 @@ class Suite:
                     f"suite {self.name}: {path}, row {index} has no column {', '.join(missing)}; add it, or name the columns "
                     "of a question and its answer in the suite's file"
                 )
-        return problems_of(rows, path)
+        return rows
 
     def _row(self, row: dict, where: str) -> dict:
         for column in (self.question, self.answer):
@@ -88,8 +98,8 @@ def load_suite(name: str) -> Suite:
         values = read_text(path.read_text(encoding="utf-8"))  # every key is text
         values = {"title": path.stem} | values | {"name": path.stem}
         values["files"] = tuple(map(from_home, values.get("files", ())))
-        suite = Suite(**values)
-    except (yaml.YAMLError, TypeError, UnicodeDecodeError) as error:
+        suite = Suite(**values | {"count": int(values.get("count", 0))})
+    except (yaml.YAMLError, TypeError, ValueError) as error:  # ValueError: no UTF-8, or a count that is no number
         keys = ", ".join(field.name for field in dataclasses.fields(Suite) if field.name != "name")
         raise DataError(f"suite file {path}: {str(error).splitlines()[0]}; its keys are {keys}") from None
     if not suite.files and not suite.hub:

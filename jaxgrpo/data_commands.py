@@ -9,6 +9,7 @@ def add_data_commands(commands, run: Callable) -> None:
     """Add the parsers. `run` is what the command line calls with the arguments, of which `make` does the work."""
     _add_prepare(commands, run)
     _add_reuse(commands, run)
+    _add_benchmarks(commands, run)
 
 
 def _add_prepare(commands, run: Callable) -> None:
@@ -60,6 +61,21 @@ def _add_reuse(commands, run: Callable) -> None:
     reuse.set_defaults(run=run, make=_reuse)
 
 
+def _add_benchmarks(commands, run: Callable) -> None:
+    benchmarks = commands.add_parser(
+        "benchmarks",
+        help="the files of all suites, where `jaxgrpo eval` looks for them",
+        description="Bring the benchmark files of all suites into DIR, from the hub or from a folder, and check their columns "
+        "and counts. What is there and whole stays, so that a second call goes on. `eval.data` names the folder; its default, "
+        "data, also finds files in a folder in it, such as data/benchmarks.",
+    )
+    benchmarks.add_argument("folder", metavar="DIR", help="folder for the files, such as data/benchmarks")
+    benchmarks.add_argument(
+        "--from", dest="source", metavar="SOURCE_DIR", help="take them from this folder, or folders in it, instead of the hub"
+    )
+    benchmarks.set_defaults(run=run, make=_benchmarks)
+
+
 def _prepare(arguments) -> None:
     from rich.console import Console
 
@@ -105,3 +121,11 @@ def _reuse(arguments) -> None:
     )
     for tau, path in paths.items():
         print(f"wrote {path}: jaxgrpo train CONFIG data.train={path} data.epochs={tau}")
+
+
+def _benchmarks(arguments) -> None:
+    from eval.collection import collect
+
+    collect(
+        Path(arguments.folder), Path(arguments.source) if arguments.source else None, say=lambda line: print(line, flush=True)
+    )
