@@ -122,13 +122,14 @@ def outcome_matrix(
             raise DataError(
                 f"{curve.where()}: no eval file of step {step:g}: the question bootstrap needs one per evaluated step"
             )
-        found = checked_scores(curve, suite, int(step))
+        found = scores(files[int(step)])
         questions = sorted(found) if questions is None else questions
         if sorted(found) != sorted(questions):
             raise DataError(
                 f"{files[int(step)]}: its {len(found)} questions are not the {len(questions)} of the other files: "
                 "all models must be evaluated on the same questions"
             )
+        found = checked_scores(curve, suite, int(step))
         rows.append([found[question] for question in questions])
     return np.array(rows), questions
 
