@@ -65,6 +65,8 @@ class RewardConfig:
     wall_seconds: float = 60.0  # backstop on the wall clock
     sandbox: Literal["strong", "weak"] = "strong"  # for code that the model writes; weak: limits, no isolation
     shuffle: bool = False  # control experiment: rewards are permuted among the samples of a step
+    max_failed: float = 0.5  # share of a step's answers whose grader failed past which the run saves and stops; 1 = never
+    max_equal: float = 1.0  # share of a step's groups whose rewards are all equal past which it does too; 1 = never
 
 
 @dataclass(frozen=True)
@@ -200,6 +202,8 @@ EXECUTION_KEYS = {
     "rollout.tensor",
     "reward.workers",
     "reward.sandbox",
+    "reward.max_failed",
+    "reward.max_equal",
     "checkpoint.every",
     "checkpoint.keep",
     "checkpoint.best",
@@ -421,7 +425,7 @@ def check_config(config: Config) -> None:
         raise ConfigError(
             f"rollout.top_p={config.rollout.top_p} must be greater than 0 and at most 1, which keeps every token."
         )
-    for key in ("warmup.corruption", "warmup.stop_pass1", "rollout.min_p"):
+    for key in ("warmup.corruption", "warmup.stop_pass1", "rollout.min_p", "reward.max_failed", "reward.max_equal"):
         if not 0 <= flat[key] <= 1:
             raise ConfigError(f"{key}={flat[key]} must lie between 0 and 1.")
     for key in ("optim.beta1", "optim.beta2"):

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from eval.failures import failure_line
 from eval.report import SuiteResult, write_report
 from eval.run import EvaluationFolder, Questions, run_suite
 from jaxgrpo.config import EVALUATION_KEYS, ConfigError, load_config
@@ -69,6 +70,12 @@ def evaluate(served: Served, suites: list[str], out: str | None, compare: str | 
         _run(served, *loaded, todo, folder, tokenizer, console)
     results = write_report(folder, [questions.name for questions in asked], other)
     console.print(result_table(results, served.name))
+    for result in results:
+        failed = [record for record in folder.outcomes(result.name) if "grader_error" in record]
+        if failed:
+            example = (failed[0][key] for key in ("question", "grader_error", "response"))
+            line = failure_line(len(failed), result.questions * result.samples, *example)
+            console.print(f"WARNING   {result.title}: {line}", markup=False)
     console.print(f"report    {folder.path / 'report.md'}, {folder.path / 'report.png'}", markup=False)
     return results
 

@@ -34,6 +34,7 @@ from jaxgrpo.train.sizes import adopt, config_sampling, shares_prompts
 from jaxgrpo.train.state import TrainState, cast_params
 from jaxgrpo.train.step import ON_POLICY
 from jaxgrpo.train.warmup import make_encoder, warm_up
+from jaxgrpo.train.watch import EQUAL, RewardWatch
 
 
 class Stopped(UserError):
@@ -102,6 +103,7 @@ class Trainer:
     def __init__(self, job: Job, run: RunDirectory, compilations: CompilationCounter):
         self.job, self.config, self.run, self.compilations = job, job.config, run, compilations
         self.progress = Progress(job, run)
+        self.watch = RewardWatch(job.config.reward, self.progress.say)
         self.checkpoints = Checkpoints(run.checkpoints, job.config.checkpoint)
         self.totals = Totals()
         self.seconds = dict.fromkeys(PHASES, 0.0)  # since the last line of metrics
@@ -113,10 +115,12 @@ class Trainer:
         self.current = 0  # the step that is under way
 
     def run_all(self) -> None:
-        """Train to the end. Stopped, with everything saved, after the step in which a host was asked to end."""
+        """Train to the end. Stopped, with everything saved, after the step in which a host was asked to end; LimitReached
+        likewise after one whose rewards are past a limit."""
         steps = self.config.train.steps
         state, done = self.start()
         self.progress.begin(done, self.run.metrics.read())
+        self.watch.begin(self.run.metrics.read())
         self.line_at = time.perf_counter()
         try:
             with self.stop_request.watched():
@@ -127,7 +131,8 @@ class Trainer:
                     self.current, self.stop_request.training = step, True
                     with self.profiled(step):
                         state = self.step(state, step)
-                    if step < steps and (asked := self.asked_to_stop(step)):
+                    asked = self.asked_to_stop(step) if step < steps else None
+                    if step < steps and (asked or self.watch.past(self.measured)):
                         self.stop(state, step, asked)
                 with self.timed("save_s"):
                     self.checkpoints.wait()
@@ -161,15 +166,14 @@ class Trainer:
         preempted = self.checkpoints.preempted(step)
         return self.stop_request.anywhere() or (signal.SIGTERM if preempted else None)
 
-    def stop(self, state: TrainState, step: int, asked: int) -> NoReturn:
-        """Save what is not saved yet, wait until it is on disk, and end."""
+    def stop(self, state: TrainState, step: int, asked: int | None) -> NoReturn:
+        """Save what is not saved yet, wait until it is on disk, and end: at a limit, or because that was `asked`."""
         if step % self.config.checkpoint.every:
             self.save(state, step)
         self.checkpoints.wait()
-        name, steps = interruption.name_of(asked), self.config.train.steps
-        raise Stopped(
-            f"asked to stop ({name}): step {step} of {steps} is saved in {self.run.path}; the same command goes on from there."
-        )
+        saved = f"step {step} of {self.config.train.steps} is saved in {self.run.path}"
+        self.watch.stop(self.measured, saved)
+        raise Stopped(f"asked to stop ({interruption.name_of(asked)}): {saved}; the same command goes on from there.")
 
     def start(self) -> tuple[TrainState, int]:
         """The state to go on from and the steps it has behind it; the reference policy is set aside on the way."""
@@ -289,6 +293,7 @@ class Trainer:
         )
         self.count(work)
         record = measured | self.rollout_metrics(graded, rewards_PG, work) | {"policy_version": step - 1}
+        record |= self.watch.step(step, prompts, graded, self.job.tokenizer, record[EQUAL])
         last = step == config.train.steps
         record |= self.evaluate(state, step)
         self.log(step, record)
@@ -354,6 +359,7 @@ class Trainer:
                 if hosts.is_first():
                     write_records(self.run.eval_file(suite, step), [result.record() for result in results])
             self.totals.grader_errors += sum(r.error is not None for r in results)
+            self.watch.evaluation(suite, step, results)
             if suite == SUITE:
                 record |= {"test_loss": 1.0 - pass_at_1(results), "test_n": len(self.job.heldout)}
             else:

@@ -82,6 +82,8 @@ class Progress:
             of = f" (step {self.tested['step']})" if self.tested["step"] != step else ""
             parts.append(f"Pass@1 {1 - self.tested['test_loss']:.3f}{of}")
         if "reward_mean" in record:
+            if record["grader_failed_fraction"]:
+                parts.append(f"graders failed {record['grader_failed_fraction']:.1%}")
             parts.append(f"length {record['response_length_mean']:.1f}")
             parts.append(f"rollout {record['rollout_tokens_per_s']:,.0f} tokens/s")
             parts.append(f"{record['step_s']:.2f} s/step")
