@@ -11,17 +11,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scaling.extrapolation import level_line
+from scaling.extrapolation import INSIDE, level_line, reach
 from scaling.law import INTERVAL_LEVEL, Law
 from scaling.runs import DataError
 
-OUTSIDE = 1.0001  # a budget beyond the last step by less than this factor counts as covered
+SEARCHED = 6.0  # decades around the data in which an X is sought: what lies farther is no answer about these models
 
 
 @dataclass(frozen=True)
 class Requirement:
     """X needed by size n for a loss; inf where the law never reaches it. low, high: interval (None without
-    bootstrap)."""
+    bootstrap). searched: the range of X outside of which the answer is only that it lies there."""
 
     n: float
     target: float
@@ -29,6 +29,7 @@ class Requirement:
     low: float | None
     high: float | None
     basis: str
+    searched: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,19 @@ class Choice:
 
 @dataclass(frozen=True)
 class Crossover:
-    """X above which the larger of two sizes has the lower loss; `covered`: X lies inside the data of both."""
+    """X above which the larger of two sizes has the lower loss; `covered`: X lies inside the data of both.
+
+    x is None where the two do not meet in the range `searched`; `lower` is then the size with the lower loss all over it.
+    """
 
     small: str
     large: str
-    x: float
+    x: float | None
     low: float | None
     high: float | None
     covered: bool
+    searched: tuple[float, float]
+    lower: str = ""
 
 
 def required_x(law: Law, n: float, target: float, level: float = INTERVAL_LEVEL) -> Requirement:
@@ -69,11 +75,24 @@ def required_x(law: Law, n: float, target: float, level: float = INTERVAL_LEVEL)
         k = law.draws.slopes(np.array([n]))[:, 0]
         e = law.draws.e_RM[:, row] if row is not None else level_line(law.design, law.draws, n).intercept
         low, high = _tails(np.log10(_inverted(k, e, target)), level)
-    if row is None:
+    ends = np.log10(reach(law.design, n)) if row is None else _ends(law, slice(row, row + 1))
+    searched = (float(10.0 ** (ends[0] - SEARCHED)), float(10.0 ** (ends[1] + SEARCHED)))
+    side = "above" if x > 10.0 ** ends[1] else "below"
+    if law.k(n) <= 0:
+        basis = "never, by this law"
+    elif not searched[0] <= x <= searched[1]:
+        basis = f"extrapolated far {side} the data: none in range"
+    elif row is None:
         basis = "new size: intercept extrapolated, its error not in the interval"
     else:
-        basis = "inside the data" if covers(law, row, x) else "extrapolated beyond the data"
-    return Requirement(float(n), target, x, low, high, basis)
+        basis = "inside the data" if covers(law, row, x) else f"extrapolated {side} the data"
+    return Requirement(float(n), target, x, low, high, basis, searched)
+
+
+def _ends(law: Law, rows: slice) -> tuple[float, float]:
+    """The smallest and largest log10 X of the fitted points of some models."""
+    t = law.design.t_MT[rows][law.design.present[rows]]
+    return float(t.min()), float(t.max())
 
 
 def _inverted(k, e, target):
@@ -91,7 +110,7 @@ def _tails(log_x: np.ndarray, level: float) -> tuple[float, float]:
 def covers(law: Law, row: int, x: float) -> bool:
     """Whether X = x lies inside the fitted points of model `row`."""
     t = law.design.t_MT[row, law.design.present[row]]
-    return bool(t.min() - np.log10(OUTSIDE) <= np.log10(x) <= t.max() + np.log10(OUTSIDE)) if np.isfinite(x) else False
+    return bool(t.min() - INSIDE <= np.log10(x) <= t.max() + INSIDE) if np.isfinite(x) else False
 
 
 def best_size(law: Law, budget: float) -> list[Choice]:
@@ -131,7 +150,13 @@ def crossovers(law: Law, level: float = INTERVAL_LEVEL) -> list[Crossover]:
             drawn = _crossing(law.draws.slopes(law.sizes)[:, pair], law.draws.e_RM[:, pair])
             low, high = (float(10.0**v) for v in np.percentile(drawn, [50 * (1 - level), 50 * (1 + level)]))
         both = covers(law, i, 10.0**x) and covers(law, i + 1, 10.0**x)
-        found.append(Crossover(law.design.labels[i], law.design.labels[i + 1], float(10.0**x), low, high, both))
+        begin, end = (v + SEARCHED * sign for v, sign in zip(_ends(law, pair), (-1, 1), strict=True))
+        small, large = law.design.labels[pair]
+        searched, lower = (float(10.0**begin), float(10.0**end)), ""
+        if not begin <= x <= end:
+            middle = law.solution.e_RM[0, pair] - law.solution.slopes(law.sizes)[0, pair] * (begin + end) / 2
+            x, low, high, lower = None, None, None, (small, large)[int(np.argmin(middle))]
+        found.append(Crossover(small, large, None if x is None else float(10.0**x), low, high, both, searched, lower))
     return found
 
 

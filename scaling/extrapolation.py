@@ -29,7 +29,7 @@ import numpy as np
 from scaling import goodness, resampling
 from scaling.design import Design, free_lines, solve
 from scaling.projection import Solution
-from scaling.runs import DataError, size_label
+from scaling.runs import X_LABELS, DataError, size_label
 
 if TYPE_CHECKING:
     from scaling.law import Law
@@ -37,15 +37,20 @@ if TYPE_CHECKING:
 NEAREST = 2
 FEWEST_SIZES = (3, 2)  # sizes below one that is predicted: two where three leave fewer than two errors to learn from
 GROWS_WITH_N = {"compute": 1.0, "compute_total": 1.0, "data": 0.0, "step": 0.0}
+INSIDE = np.log10(1.0001)  # an X beyond the last point by less than this counts as inside
+FAR = 2.0  # decades outside the data from which on a wrong unit is likelier than a bold question
 
 
 @dataclass(frozen=True)
 class Prediction:
     """Loss of one size at P points.
 
-    basis: 'fitted' (slope and intercept from this model's data), 'new size' (neither), 'calibrated' (slope from the
-    law, intercept from the first points given). mean_low, mean_high: band of the law; low, high: interval of one new
-    evaluation. The four are None where `reason` says why there is no interval.
+    basis: 'fitted' (slope and intercept from this model's data, every X among its points), 'extrapolated' (the same, but
+    some X outside its points), 'new size' (neither is its own), 'calibrated' (slope from the law, intercept from the first
+    points given). mean_low, mean_high: band of the law; low, high: interval of one new evaluation, all cut at a loss of 1.
+    The four are None where `reason` says why there is no interval. `loss` is what the law gives, also where that is no
+    loss, as `possible` says; decades: how far each X lies outside the data, 0 inside, negative below (of a new size: outside
+    the X that the fitted sizes were trained with). `cautions` are for the reader of the numbers.
     """
 
     n: float
@@ -58,6 +63,32 @@ class Prediction:
     mean_low: np.ndarray | None = None
     mean_high: np.ndarray | None = None
     reason: str = ""
+    decades: np.ndarray | None = None
+    cautions: tuple[str, ...] = ()
+
+    @property
+    def possible(self) -> np.ndarray:
+        """Whether each loss can be one, shape (P,): 1 - Pass@1 is never above 1."""
+        return self.loss <= 1
+
+    def bases(self) -> list[str]:
+        """The basis of every point in words, with how far its X lies outside the data."""
+        found = []
+        for possible, off in zip(
+            self.possible, self.decades if self.decades is not None else np.zeros(len(self.x)), strict=True
+        ):
+            basis = self.basis
+            if basis in ("fitted", "extrapolated"):
+                basis = "extrapolated" if off else "fitted"
+            words = ["no prediction"] if not possible else [basis]
+            found.append(", ".join([*words, *([f"X {_distance(off)} the data"] if off else [])]))
+        return found
+
+
+def _distance(decades: float) -> str:
+    """-17.2 -> '17 decades below', 0.3 -> '2 times above'."""
+    much = f"{10 ** abs(decades):.2g} times" if abs(decades) < FAR else f"{abs(decades):.0f} decades"
+    return f"{much} {'above' if decades > 0 else 'below'}"
 
 
 @dataclass(frozen=True)
@@ -173,10 +204,33 @@ def predict(law: Law, n: float, x, level: float, calibrate: tuple | None = None)
     row = law.design.index(n)
     t = np.log10(x)
     if calibrate is not None:
-        return _calibrated(law, float(n), t, level, calibrate)
-    if row is not None:
-        return _fitted(law, row, t, level)
-    return _new_size(law, float(n), t, level)
+        found = _calibrated(law, float(n), t, level, calibrate)
+    elif row is not None:
+        found = _fitted(law, row, t, level)
+    else:
+        found = _new_size(law, float(n), t, level)
+    return _placed(law, row, found)
+
+
+def _placed(law: Law, row: int | None, p: Prediction) -> Prediction:
+    """`p` with the place of its X against the data, a basis that agrees with it, and cautions."""
+    d = law.design
+    ends = np.log10(reach(d, p.n)) if row is None else (d.t_MT[row, d.present[row]].min(), d.t_MT[row, d.present[row]].max())
+    t = np.log10(p.x)
+    decades = np.where(t < ends[0] - INSIDE, t - ends[0], np.where(t > ends[1] + INSIDE, t - ends[1], 0.0))
+    basis = "extrapolated" if p.basis == "fitted" and decades.any() else p.basis
+    cautions, size = [], size_label(p.n)
+    for x, loss in zip(p.x[~p.possible], p.loss[~p.possible], strict=True):
+        gives = f"{loss:.3g}" if np.isfinite(loss) else "more than any number"
+        cautions.append(f"{size} at X = {x:.3g}: no prediction; the law gives {gives} there, and a loss lies between 0 and 1")
+    if not d.sizes.min() / 10**FAR <= p.n <= d.sizes.max() * 10**FAR:
+        fitted_sizes = f"{size_label(d.sizes.min())} to {size_label(d.sizes.max())}"
+        cautions.append(f"N = {p.n:.3g} is far from the fitted sizes, {fitted_sizes}: N counts parameters, 72e9 or 72B")
+    elif (np.abs(decades) > FAR).any():
+        others = ", ".join(f"--x {name} is {X_LABELS[name]}" for name in GROWS_WITH_N if name != d.x)
+        range_of_x = f"{10 ** ends[0]:.2e} to {10 ** ends[1]:.2e}"
+        cautions.append(f"X is {X_LABELS[d.x]}, for {size} from {range_of_x}: is another unit meant? ({others})")
+    return replace(p, basis=basis, decades=decades, cautions=tuple(cautions))
 
 
 def _fitted(law: Law, row: int, t: np.ndarray, level: float) -> Prediction:
@@ -251,10 +305,16 @@ def _new_evaluation(law: Law, row: int, shape: tuple, rng: np.random.Generator) 
 
 def _with_interval(n, t, centre, draws, scatter, level, basis) -> Prediction:
     tails = [50 * (1 - level), 50 * (1 + level)]
-    mean_low, mean_high = 10.0 ** np.percentile(draws, tails, axis=0)
-    low, high = 10.0 ** np.percentile(draws + scatter, tails, axis=0)
-    return Prediction(n, 10.0**t, 10.0**centre, level, basis, low, high, mean_low, mean_high)
+    mean_low, mean_high = 10.0 ** np.minimum(np.percentile(draws, tails, axis=0), 0.0)
+    low, high = 10.0 ** np.minimum(np.percentile(draws + scatter, tails, axis=0), 0.0)
+    return Prediction(n, 10.0**t, _loss(centre), level, basis, low, high, mean_low, mean_high)
 
 
 def _without_interval(n, t, centre, level, basis, reason) -> Prediction:
-    return Prediction(n, 10.0**t, 10.0**centre, level, basis, reason=f"no interval for {size_label(n)}: {reason}")
+    return Prediction(n, 10.0**t, _loss(centre), level, basis, reason=f"no interval for {size_label(n)}: {reason}")
+
+
+def _loss(centre: np.ndarray) -> np.ndarray:
+    """10^centre, infinite where that is beyond all numbers."""
+    with np.errstate(over="ignore"):
+        return 10.0**centre

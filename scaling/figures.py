@@ -175,14 +175,14 @@ def _loss_limits(axis) -> tuple[float, float]:
     points = [collection.get_offsets()[:, 1] for collection in axis.collections if len(collection.get_offsets()) > 1]
     lines = [line.get_ydata() for line in axis.lines if len(line.get_ydata())]
     values = np.concatenate([np.asarray(part, dtype=float) for part in points + lines])
-    low, high = values.min(), values.max()
+    low, high = np.nanmin(values), np.nanmax(values)
     margin = (high / low) ** 0.06
     return low / margin / (high / low) ** 0.25, high * margin
 
 
 def _predicted(axis, law: Law, n: float, span: np.ndarray, colour) -> None:
     prediction = law.predict(n, span)
-    axis.plot(span, prediction.loss, "--", color=colour, zorder=4)
+    axis.plot(span, np.where(prediction.possible, prediction.loss, np.nan), "--", color=colour, zorder=4)
     if prediction.low is not None:
         axis.fill_between(span, prediction.low, prediction.high, color=colour, alpha=0.16, linewidth=0, zorder=1)
 

@@ -19,18 +19,22 @@ if TYPE_CHECKING:
     from scaling.law import Law
 
 
+NO_VARIATION = 1e-24  # of the sum of squares: what rounding leaves of a curve that does not vary
+
+
 def r2(observed: np.ndarray, predicted: np.ndarray, present: np.ndarray) -> float:
     """1 - SS_res / SS_tot over all present points, unweighted. NaN where the observations do not vary."""
     y, p = observed[present], predicted[present]
     total = float(((y - y.mean()) ** 2).sum())
-    return 1.0 - float(((y - p) ** 2).sum()) / total if total > 0 else float("nan")
+    return 1.0 - float(((y - p) ** 2).sum()) / total if total > NO_VARIATION * float((y**2).sum()) else float("nan")
 
 
 def r2_within(observed: np.ndarray, predicted: np.ndarray, present: np.ndarray) -> float:
     """1 - SS_res / SS around the mean of each model."""
     mean = np.where(present, observed, 0).sum(1, keepdims=True) / present.sum(1, keepdims=True)
     total = float(((observed - mean)[present] ** 2).sum())
-    return 1.0 - float(((observed - predicted)[present] ** 2).sum()) / total if total > 0 else float("nan")
+    varies = total > NO_VARIATION * float((observed[present] ** 2).sum())
+    return 1.0 - float(((observed - predicted)[present] ** 2).sum()) / total if varies else float("nan")
 
 
 def r2_per_model(law: Law) -> dict[str, float]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from scaling import goodness
 from scaling.extrapolation import Prediction, level_line
 from scaling.law import INTERVAL_LEVEL, Law, fit
 from scaling.runs import Curve, DataError, Runs
@@ -47,7 +48,6 @@ def errors(prediction: Prediction, observed: np.ndarray, basis: str | None = Non
     """Compare a prediction with what was measured at its points, shape (T,)."""
     off = prediction.loss - observed
     end = max(1, len(off) // END_SHARE)
-    total = float(((observed - observed.mean()) ** 2).sum())
     inside = width = None
     if prediction.low is not None:
         inside = float(((prediction.low <= observed) & (observed <= prediction.high)).mean())
@@ -58,7 +58,7 @@ def errors(prediction: Prediction, observed: np.ndarray, basis: str | None = Non
         mae=float(np.abs(off).mean()),
         mape=float(np.abs(off / observed).mean()),
         end_bias=float(off[-end:].mean()),
-        r2=1 - float((off**2).sum()) / total if total > 0 else float("nan"),
+        r2=goodness.r2(observed, prediction.loss, np.ones(len(off), bool)),
         coverage=inside,
         width=width,
     )
@@ -72,13 +72,14 @@ def largest_out(
     bootstrap: int = 1000,
     seed: int = 0,
     level: float = INTERVAL_LEVEL,
+    **how,
 ) -> tuple[Law, list[HeldOut]]:
     """Fit the law to the sizes below `n` (default: the largest) and predict `n`: without its data, and calibrated on
     some.
 
     Returns the law of the smaller sizes and one row per way of setting the intercept. Calibrated rows are scored on the
     points after the calibration only. The baseline takes the measured curve of the next smaller size at equal place in
-    its own X.
+    its own X. `how` goes to `fit`: weights, resample, block.
     """
     averaged = runs.mean()
     n = max(averaged.sizes) if n is None else n
@@ -86,7 +87,7 @@ def largest_out(
     below = [size for size in averaged.sizes if size < n * (1 - 1e-9)]
     if len(below) < 2:
         raise DataError(f"{len(below)} sizes lie below {target.size}: at least two are needed to predict it")
-    law = fit(averaged.select(n=below), x=x, objective=objective, bootstrap=bootstrap, seed=seed)
+    law = fit(runs.select(n=below), x=x, objective=objective, bootstrap=bootstrap, seed=seed, **how)
     at = target.x(x)
     rows = [errors(law.predict(n, at, level), target.loss)]
     line = level_line(law.design, law.solution, n, at_pivot=False)

@@ -169,14 +169,14 @@ class Law:
                     "k": self.k(float(n)),
                     "e": float(self.solution.e_RM[0, i]),
                     "k_alone": float(free_lines(d)[0][i]),
-                    "r2": self.r2_per_model[d.labels[i]],
+                    "r2": _finite(self.r2_per_model[d.labels[i]]),
                     "rho": float(residuals.rho[i]),
                     "n_eff": float(residuals.n_eff[i]),
                 }
                 for i, n in enumerate(self.sizes)
             ],
-            "r2": self.r2,
-            "r2_within": self.r2_within,
+            "r2": _finite(self.r2),
+            "r2_within": _finite(self.r2_within),
             "slope_misfit": self.slope_misfit,
             "points": int(d.counts.sum()),
             "intervals_level": INTERVAL_LEVEL,
@@ -196,6 +196,11 @@ class Law:
     def to_json(self) -> str:
         """`as_dict` as JSON text, unrounded."""
         return json.dumps(self.as_dict(), indent=1, allow_nan=False)
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN: R2 of a curve that does not vary is null."""
+    return value if np.isfinite(value) else None
 
 
 def fit(
@@ -222,6 +227,8 @@ def fit(
         raise DataError(f"resample={resample!r} is not known: choose one of {', '.join(RESAMPLES)}")
     if bootstrap < 0 or (block is not None and block < 1):
         raise DataError(f"bootstrap={bootstrap}, block={block}: bootstrap counts fits, block counts steps, neither is negative")
+    if block is not None and resample != "block":
+        raise DataError(f"block={block} means nothing to resample={resample!r}: leave it out, or draw blocks")
     by_run = bootstrap > 0 and resample in ("run", "question")
     averaged = runs.mean(common_steps_only=by_run)
     d = design(averaged, x, weights)

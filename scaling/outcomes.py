@@ -91,6 +91,10 @@ def suite_curve(curve: Curve, suite: str) -> tuple[np.ndarray, np.ndarray]:
 
 def held_out_suite(curve: Curve) -> str:
     """The suite whose mean score is 1 - test_loss at every step of the curve. DataError where none or several are."""
+    if not suites(curve):
+        raise DataError(
+            f"{curve.where()} has no eval files: resample='question' needs run directories with them, or use resample='block'"
+        )
     matching, complaints = [], []
     for suite, files in suites(curve).items():
         steps = [int(step) for step in curve.step]

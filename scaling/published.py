@@ -18,6 +18,7 @@ from scaling.reading import load
 from scaling.runs import Curve, Runs
 
 DATA = Path(__file__).parent / "data"
+MAIN = "qwen2.5_post_training.csv"
 FAMILIES = {"base": "qwen2.5-base", "instruct": "qwen2.5-instruct"}
 LARGEST = 72e9
 BELOW_LARGEST = 32e9
@@ -125,7 +126,7 @@ class Comparison:
 
 def curves() -> Runs:
     """The 14 published learning curves (mean over the authors' runs)."""
-    return load(DATA / "qwen2.5_post_training.csv")
+    return load(DATA / MAIN)
 
 
 def reuse_curves() -> Runs:

@@ -38,6 +38,7 @@ NAMES = {
     "test_n": ("test_n",),
     "response_length": ("response_length_mean",),
 }
+SMALLEST_N = 1000  # fewer are no parameters of a language model, but billions of them
 CUMULATIVE = ("samples", "tokens", "compute", "compute_total")
 
 
@@ -172,8 +173,8 @@ def _size(row: Row, size: str) -> float:
     if not present:
         raise DataError(f"{row.place}: no {' or '.join(names)}: the size of the model must be logged in every line")
     n = _number(row, present[0])
-    if n <= 0:
-        raise DataError(f"{row.place}: {present[0]} is {n:g}, must be positive")
+    if n < SMALLEST_N:
+        raise DataError(f"{row.place}: {present[0]} is {n:g}: N counts parameters, not billions of them (7B is 7e9)")
     return n
 
 

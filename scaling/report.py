@@ -3,7 +3,7 @@ fits."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,22 +18,23 @@ from scaling.law import Law, fit
 from scaling.runs import DataError, Runs, size_label
 
 PREDICTED_POINTS = 5
+OWN_BOOTSTRAP, PAPER_BOOTSTRAP = 2000, 1000
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line asked for; see `scaling.__main__`."""
+    """What the command line asked for; see `scaling.__main__`. bootstrap: None is OWN_BOOTSTRAP or PAPER_BOOTSTRAP."""
 
     x: str = "compute"
     objective: str = "log"
     weights: str = "model"
-    bootstrap: int = 2000
+    bootstrap: int | None = None
     resample: str = "block"
     block: int | None = None
     seed: int = 0
     compare: bool = False
-    predict: tuple[tuple[float, float | None], ...] = ()
-    targets: tuple[float, ...] = ()
+    predict: Sequence[tuple[float, float | None]] = ()
+    target: Sequence[float] = ()
     out: Path | None = None
 
 
@@ -42,13 +43,14 @@ def own(runs: Runs, options: Options, say: Callable[[str], None] = print) -> lis
     for note in runs.notes:
         say(f"note: {note}")
     laws = []
+    bootstrap = OWN_BOOTSTRAP if options.bootstrap is None else options.bootstrap
     for family in runs.families:
         chosen = runs.select(family=family)
         law = fit(
             chosen,
             options.x,
             options.objective,
-            options.bootstrap,
+            bootstrap,
             options.seed,
             weights=options.weights,
             resample=options.resample,
@@ -59,38 +61,40 @@ def own(runs: Runs, options: Options, say: Callable[[str], None] = print) -> lis
         if options.predict:
             say("\n" + tables.prediction_table([_predict(law, n, x) for n, x in options.predict]))
             for n in dict.fromkeys(n for n, _ in options.predict if law.design.index(n) is not None):
-                _say_held_out(chosen, n, options, say)
-        for target in options.targets:
+                _say_held_out(chosen, n, law, options, say)
+        for target in options.target:
             say("\n" + _needed(law, target))
         say("\n" + tables.spending_table(law, _budgets(law)))
         if options.compare:
-            say("\n" + tables.score_table(compare(chosen, options.x, seed=options.seed)))
+            say(f"\nlaws against each other over {options.x} (least squares of log10 L, sizes weighted by their scatter):")
+            say(tables.score_table(compare(chosen, options.x, seed=options.seed)))
         if options.out is not None:
             _write(law, chosen, options, "" if len(runs.families) == 1 else f"-{family}", say)
     return laws
 
 
 def _predict(law: Law, n: float, x: float | None) -> Prediction:
-    """Prediction at x, or at points along the X that the size would be trained with."""
-    return law.predict(n, np.geomspace(*reach(law.design, n), PREDICTED_POINTS) if x is None else x)
+    """Prediction at x, or at points along the X of a fitted size, or that a new size would be trained with."""
+    if x is not None:
+        return law.predict(n, x)
+    row = law.design.index(n)
+    ends = reach(law.design, n) if row is None else 10.0 ** law.design.t_MT[row, law.design.present[row]][[0, -1]]
+    return law.predict(n, np.geomspace(*ends, PREDICTED_POINTS))
 
 
-def _say_held_out(runs: Runs, n: float, options: Options, say: Callable[[str], None]) -> None:
+def _say_held_out(runs: Runs, n: float, law: Law, options: Options, say: Callable[[str], None]) -> None:
     below = [size for size in runs.sizes if size < n * (1 - 1e-9)]
     if len(below) < 2:
         say(f"\n{size_label(n)} has {len(below)} smaller sizes beside it: it cannot be held out and predicted from them")
         return
-    _, rows = largest_out(runs, options.x, n, options.objective, min(options.bootstrap, 1000), options.seed)
+    draws = 0 if law.draws is None else len(law.draws.k_max)
+    how = {"weights": options.weights, "resample": options.resample, "block": options.block}
+    _, rows = largest_out(runs, options.x, n, options.objective, draws, options.seed, **how)
     say(f"\n{size_label(n)} is among the runs; held out and predicted from the smaller ones:\n" + tables.heldout_table(rows))
 
 
 def _needed(law: Law, target: float) -> str:
-    rows = []
-    for n in law.sizes:
-        r = required_x(law, float(n), target)
-        interval = "-" if r.low is None else f"[{r.low:.2e}, {r.high:.2e}]"
-        rows.append([law.design.labels[law.design.index(float(n))], f"{r.x:.2e}", interval, r.basis])
-    return tables.table([f"{law.x} for loss {target:g}", "X", "95 %", "basis"], rows)
+    return tables.target_table(law, target, [required_x(law, float(n), target) for n in law.sizes])
 
 
 def _budgets(law: Law) -> list[float]:
@@ -122,10 +126,15 @@ def _write(law: Law, runs: Runs, options: Options, suffix: str, say: Callable[[s
 
 def own_reuse(runs: Runs, options: Options, say: Callable[[str], None] = print) -> None:
     """Runs that differ in reuse_factor: the reuse table and figure of every family and size."""
+    for note in runs.notes:
+        say(f"note: {note}")
+    draws = OWN_BOOTSTRAP if options.bootstrap is None else options.bootstrap
+    if not draws:
+        raise DataError("reuse factors are told apart by their intervals only: --bootstrap must be at least 1")
     for family in runs.families:
         for n in runs.select(family=family).sizes:
             chosen = runs.select(family=family, n=n)
-            rows = reuse.analyse(chosen, seed=options.seed)
+            rows = reuse.analyse(chosen, draws=draws, seed=options.seed)
             say(f"\n{family} {size_label(n)}\n" + tables.reuse_table(rows))
             if options.out is not None:
                 figures.save(
@@ -138,7 +147,7 @@ def own_reuse(runs: Runs, options: Options, say: Callable[[str], None] = print) 
 def from_paper(options: Options, say: Callable[[str], None] = print) -> None:
     """Table 6 beside our fits, then what the published figures do not show: held-out errors, coverage, other laws,
     reuse."""
-    bootstrap = min(options.bootstrap, 1000)
+    bootstrap = PAPER_BOOTSTRAP if options.bootstrap is None else options.bootstrap
     say(
         "Published fits of arXiv 2509.25300 (Table 6, and the authors' full fits) against fits of the published\n"
         "curves, same objective (linear, equal weight per size); 95 % intervals by moving-block bootstrap. 'within':\n"

@@ -1,7 +1,8 @@
 """Learning curves as data: one `Curve` per run, `Runs` for a set of them, with their provenance.
 
-Shapes: T points of one curve. Units: loss = 1 - held-out Pass@1, compute in FLOPs, samples = prompts consumed, tokens =
-prompt plus response tokens; all three cumulative. N is the nominal parameter count (the size in the model's name) where
+Shapes: T points of one curve. Units: loss = 1 - held-out Pass@1, compute = 6 N tokens in FLOPs, compute_total = operations
+counted for generation, scoring and updates (a shared prompt once, so that they may be fewer), samples = prompts consumed,
+tokens = prompt plus response tokens; all cumulative. N is the nominal parameter count (the size in the model's name) where
 a file gives one.
 """
 
@@ -16,7 +17,7 @@ import numpy as np
 X_COLUMNS = {"compute": "compute", "compute_total": "compute_total", "data": "samples", "step": "step"}
 X_LABELS = {
     "compute": "training compute C (FLOPs)",
-    "compute_total": "total compute (FLOPs)",
+    "compute_total": "counted operations (FLOPs)",
     "data": "data D (prompts)",
     "step": "training step",
 }

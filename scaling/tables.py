@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scaling.allocation import best_size, crossovers
+from scaling.allocation import Requirement, best_size, crossovers
 from scaling.comparison import Score
 from scaling.design import free_lines
 from scaling.extrapolation import Prediction
@@ -34,6 +34,22 @@ def spread(pair: tuple[float, float] | None, scale: float = 1.0, digits: int = 4
     return "-" if pair is None else f"[{pair[0] / scale:.{digits}f}, {pair[1] / scale:.{digits}f}]"
 
 
+def loss_text(loss: float, digits: int = 4) -> str:
+    """A loss as text; what the law gives above 1 is none."""
+    return "> 1" if loss > 1 else f"{loss:.{digits}f}"
+
+
+def figure(value: float, form: str) -> str:
+    """A number as text, '-' where there is none (R2 of a curve that does not vary)."""
+    return "-" if value != value else f"{value:{form}}"
+
+
+def amount(x: float, searched: tuple[float, float], digits: int = 2) -> str:
+    """X as text; outside the range that was searched only on which side it lies."""
+    low, high = searched
+    return f"< {low:.0e}" if x < low else f"> {high:.0e}" if x > high else f"{x:.{digits}e}"
+
+
 def law_table(law: Law) -> str:
     """Parameters with 95 % intervals, goodness pooled and per model, and every warning, above all else."""
     interval = law.intervals
@@ -52,7 +68,7 @@ def law_table(law: Law) -> str:
         + f", seed {law.seed}, data {law.digest[:12]}",
         f"  K_max {law.k_max:.5f} {spread(interval.get('k_max'), digits=4)}   "
         f"N_0 {law.n0 / n0_scale:.3f}{n0_unit} {spread(interval.get('n0'), n0_scale, 2)}",
-        f"  R2 pooled {law.r2:.5f} (between sizes), within models {law.r2_within:.4f}; "
+        f"  R2 pooled {figure(law.r2, '.5f')} (between sizes), within models {figure(law.r2_within, '.4f')}; "
         f"fit: {'converged' if law.convergence['converged'] else 'NOT CONVERGED'}, "
         f"{law.convergence['starts_agreeing']} of {law.convergence['starts']} starts agree, "
         f"gradient {law.convergence['relative_gradient']:.0e}",
@@ -69,7 +85,7 @@ def law_table(law: Law) -> str:
                 f"{own[i]:.4f}",
                 f"{law.e(float(n)):.4f}",
                 spread(interval.get("e", {}).get(label)),
-                f"{law.r2_per_model[label]:.3f}",
+                figure(law.r2_per_model[label], ".3f"),
                 f"{diagnostics.rho[i]:.2f}",
                 f"{diagnostics.n_eff[i]:.0f}",
                 f"{diagnostics.curvature[i]:+.4f}",
@@ -158,7 +174,7 @@ def heldout_table(rows: Sequence[HeldOut]) -> str:
                 f"{r.mae:.4f}",
                 f"{r.mape:.1%}",
                 f"{r.end_bias:+.4f}",
-                f"{r.r2:.3f}",
+                figure(r.r2, ".3f"),
                 "-" if r.coverage is None else f"{r.coverage:.0%}",
                 "-" if r.width is None else f"{r.width:.3f}",
             ]
@@ -216,29 +232,38 @@ def score_table(scores: Sequence[Score]) -> str:
 
 def prediction_table(predictions: Sequence[Prediction]) -> str:
     """One row per predicted point: loss, band of the law, interval of a new evaluation, and what was known of that
-    size."""
-    rows, reasons = [], []
+    size; below, why there is no interval, and what to mind."""
+    rows, below = [], []
     for p in predictions:
-        reasons += [p.reason] if p.reason else []
-        for i, x in enumerate(p.x):
-            band = "-" if p.low is None else f"[{p.mean_low[i]:.4f}, {p.mean_high[i]:.4f}]"
-            new = "-" if p.low is None else f"[{p.low[i]:.4f}, {p.high[i]:.4f}]"
-            rows.append([size_label(p.n), f"{x:.3e}", f"{p.loss[i]:.4f}", band, new, p.basis])
+        below += [*p.cautions, *([p.reason] if p.reason else [])]
+        for i, (x, possible, basis) in enumerate(zip(p.x, p.possible, p.bases(), strict=True)):
+            known = possible and p.low is not None
+            band = f"[{p.mean_low[i]:.4f}, {p.mean_high[i]:.4f}]" if known else "-"
+            new = f"[{p.low[i]:.4f}, {p.high[i]:.4f}]" if known else "-"
+            rows.append([size_label(p.n), f"{x:.3e}", loss_text(p.loss[i]), band, new, basis])
     header = ["size", "X", "loss", "band of the law", "interval of an evaluation", "basis"]
-    return "\n".join([table(header, rows), *dict.fromkeys(reasons)])
+    return "\n".join([table(header, rows), *dict.fromkeys(below)])
+
+
+def target_table(law: Law, target: float, needed: Sequence[Requirement]) -> str:
+    """X that each size needs for a loss; what lies far outside the data is said in words."""
+    rows = []
+    for r in needed:
+        interval = "-" if r.low is None else f"[{amount(r.low, r.searched)}, {amount(r.high, r.searched)}]"
+        x = "never" if r.basis.startswith("never") else amount(r.x, r.searched)
+        rows.append([law.design.labels[law.design.index(r.n)], x, "-" if x == "never" else interval, r.basis])
+    return table([f"{law.x} for loss {target:g}", "X", "95 %", "basis"], rows)
 
 
 def spending_table(law: Law, budgets: Sequence[float]) -> str:
     """Crossovers of neighbouring sizes, and the size to train at each budget among those whose data cover it."""
-    rows = [
-        [
-            f"{c.small} -> {c.large}",
-            f"{c.x:.2e}",
-            "-" if c.low is None else f"[{c.low:.1e}, {c.high:.1e}]",
-            "inside the data" if c.covered else "OUTSIDE the data of at least one",
-        ]
-        for c in crossovers(law)
-    ]
+    rows = []
+    for c in crossovers(law):
+        where = "inside the data" if c.covered else "OUTSIDE the data of at least one"
+        if c.x is None:
+            where = f"no crossover in range: {c.lower} is lower from {c.searched[0]:.0e} to {c.searched[1]:.0e}"
+        interval = "-" if c.low is None else f"[{amount(c.low, c.searched, 1)}, {amount(c.high, c.searched, 1)}]"
+        rows.append([f"{c.small} -> {c.large}", "none" if c.x is None else f"{c.x:.2e}", interval, where])
     lines = [table([f"crossover in {law.x}", "X", "95 %", "where"], rows)]
     for budget in budgets:
         choices = best_size(law, budget)
@@ -247,7 +272,7 @@ def spending_table(law: Law, budgets: Sequence[float]) -> str:
             lines.append(f"at {law.x} = {budget:.2e}: no size has data there, so none is recommended")
             continue
         shares = ", ".join(
-            f"{c.size} {c.loss:.3f}" + ("" if c.probability_best is None else f" (best in {c.probability_best:.0%})")
+            f"{c.size} {loss_text(c.loss, 3)}" + ("" if c.probability_best is None else f" (best in {c.probability_best:.0%})")
             for c in covered
         )
         left = ", ".join(c.size for c in choices if not c.covered)

@@ -18,7 +18,7 @@ from scaling.ladder import Share, band_share, rank_correlation
 from scaling.runs import Runs
 
 EXPECTED_RANK, EXPECTED_INSIDE = 0.8, 0.8
-SYMBOLS = {"compute": "C", "compute_total": "total C", "data": "D", "step": "step"}
+SYMBOLS = {"compute": "C", "compute_total": "counted operations", "data": "D", "step": "step"}
 
 
 @dataclass(frozen=True)

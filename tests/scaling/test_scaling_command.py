@@ -123,3 +123,86 @@ def test_the_package_runs_where_jax_cannot_be_imported(tmp_path):
     code += "print(round(scaling.fit(r, objective='linear').k_max, 4))"
     done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.strip() == "0.133", done.stderr
+
+
+def law_lines(text):
+    return [line for line in text.splitlines() if "log10 L = -k(N)" in line]
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--predict", "N=72e9,X=1e20"], "72B   1.000e+20"),
+        (["--target", "0.5"], "compute for loss 0.5"),
+        (["--warmup", "3"], "711 points"),  # 732 of seven curves, each without its first 3
+        (["--ending", "80"], "172 points"),
+        (["--family", "qwen2.5-instruct"], "712 points"),
+        (["--x", "data"], "X = data D (prompts)"),
+        (["--objective", "huber"], "objective huber"),
+        (["--weights", "point"], "weights point"),
+        (["--size", "n_params"], "732 points"),
+        (["--resample", "iid"], "iid"),
+        (["--block", "7"], "block 7"),
+    ],
+)
+def test_without_metrics_every_option_acts_on_the_published_curves(arguments, said, capsys):
+    assert main([*arguments, "--bootstrap", "20"]) == 0
+    printed = capsys.readouterr().out
+    assert said in printed and "the published curves of arXiv 2509.25300" in printed
+    families = 1 if "--family" in arguments else 2
+    assert len(law_lines(printed)) == families and ("qwen2.5-base:" in printed) == (families == 2)
+
+
+@pytest.mark.parametrize(
+    "arguments, named",
+    [
+        (["--resample", "run"], "resample"),
+        (["--resample", "question"], "question"),
+        (["--resample", "iid", "--block", "3"], "block=3"),
+        (["--bootstrap", "0", "--resample", "iid"], "--resample"),
+        (["--bootstrap", "0", "--block", "3"], "--block"),
+        (["--size", "n_params_total"], "n_params_total"),
+        (["--family", "llama"], "llama"),
+        (["--predict", "N=72"], "N=72"),
+    ],
+)
+def test_an_option_that_cannot_act_is_refused_by_name(arguments, named, capsys):
+    assert main(arguments) != 0
+    assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--x=data",
+        "--predict=N=72e9",
+        "--target=0.5",
+        "--objective=linear",
+        "--weights=point",
+        "--resample=iid",
+        "--block=3",
+        "--compare",
+    ],
+)
+def test_options_that_mean_nothing_to_reuse_are_refused_by_name(option, capsys):
+    path = ROOT / "scaling" / "data" / "data_reuse_7b.csv"
+    assert main([str(path), option]) == 2
+    assert option.partition("=")[0] in capsys.readouterr().err
+
+
+def test_the_bootstrap_of_a_reuse_table_is_what_was_asked_for(capsys):
+    path = str(ROOT / "scaling" / "data" / "data_reuse_7b.csv")
+    texts = []
+    for replicates in ("50", "2000"):
+        assert main([path, "--bootstrap", replicates]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] != texts[1]
+    assert main([path, "--bootstrap", "0"]) == 1 and "--bootstrap" in capsys.readouterr().err
+
+
+def test_a_loss_that_cannot_be_is_printed_as_no_prediction(capsys):
+    assert main(["--family", "qwen2.5-base", "--bootstrap", "20", "--predict", "N=72e9,X=640"]) == 0
+    printed = capsys.readouterr().out
+    (row,) = [line for line in printed.splitlines() if line.startswith("72B   6.400e+02")]
+    assert "no prediction" in row and "34." not in row and "fitted" not in row
+    assert "is another unit meant?" in printed

@@ -1,13 +1,14 @@
 """Predictions, spending, other laws, reuse and question outcomes against closed forms and published errors."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 from synthetic_curves import K_MAX, LEVELS, N0, SIZES, autoregressive, make_runs, write_run
 
 import scaling
-from scaling import DataError, allocation, heldout, outcomes, reuse
+from scaling import DataError, allocation, heldout, outcomes, reuse, tables
 from scaling.comparison import BASELINE, compare
 from scaling.design import design
 from scaling.forms import FORMS, fit_form
@@ -202,3 +203,89 @@ def test_the_question_bootstrap_refuses_files_that_do_not_belong_together(tmp_pa
 def test_predictions_of_impossible_things_are_errors(wrong):
     with pytest.raises(DataError):
         scaling.fit(make_runs(), x="data").predict(**wrong)
+
+
+def words(text, start):
+    """The row of a printed table that begins with `start`."""
+    return next(line for line in text.splitlines() if line.startswith(start))
+
+
+@pytest.mark.parametrize("size", [72e9, 7e9])
+@pytest.mark.parametrize(
+    "x, place",
+    [(64.0, "8 times below"), (0.064, "4 decades below"), (512 * 525, "5 times above"), (1e12, "7 decades above")],
+)
+def test_a_prediction_outside_the_points_of_its_size_is_not_called_fitted(size, x, place):
+    law = scaling.fit(make_runs(), x="data", bootstrap=50)
+    inside, outside = law.predict(size, 1e4), law.predict(size, x)
+    assert inside.basis == "fitted" and inside.bases() == ["fitted"] and not inside.cautions
+    assert outside.basis == "extrapolated" and "fitted" not in outside.bases()[0] and place in outside.bases()[0]
+    assert outside.decades[0] == pytest.approx(np.log10(x / (512 if x < 512 else 512 * 105)))  # the points: 512 to 512 x 105
+    both = law.predict(size, [1e4, x])
+    assert both.basis == "extrapolated" and both.bases()[0] == "fitted"
+
+
+def test_a_loss_above_one_is_no_prediction_and_the_unit_is_asked_for(published):
+    law = scaling.fit(published.select(family="qwen2.5-base"), bootstrap=50)
+    prediction = law.predict(72e9, [640, 1e19])
+    assert list(prediction.possible) == [False, True]
+    text = tables.prediction_table([prediction])
+    row = words(text, "72B   6.400e+02")
+    assert row.split()[2:4] == [">", "1"] and "no prediction, X 15 decades below the data" in row and "fitted" not in row
+    assert "the law gives 34.6 there, and a loss lies between 0 and 1" in text or "the law gives 34.5 there" in text
+    assert "training compute C (FLOPs)" in text and "--x data is data D (prompts)" in text
+    assert words(text, "72B   1.000e+19").endswith("fitted")
+    numbers = [float(n) for line in text.splitlines()[2:4] for n in re.findall(r"\d+\.\d{4}", line)]
+    assert numbers and max(numbers) <= 1
+
+
+@pytest.mark.parametrize("n", [72.0, 72e18])
+def test_a_size_far_from_the_fitted_ones_is_told_what_n_counts(n, published):
+    law = scaling.fit(published.select(family="qwen2.5-base"), bootstrap=50)
+    prediction = law.predict(n, 1e20)
+    assert "fitted sizes, 0.5B to 72B: N counts parameters, 72e9 or 72B" in " ".join(prediction.cautions)
+    assert prediction.low is None or 0 <= prediction.low[0] <= prediction.high[0] <= 1
+
+
+def test_no_band_leaves_the_losses_that_can_be():
+    rng = np.random.default_rng(0)
+    runs = make_runs(autoregressive(rng, (7, 105), 0.3, 0.05), levels=np.full(7, 0.01))
+    law = scaling.fit(runs.clip(1), x="data", bootstrap=100)
+    for n in (0.5e9, 1e9, 200e9):
+        p = law.predict(n, np.geomspace(600, 6e4, 9))
+        for bound in (p.mean_low, p.mean_high, p.low, p.high):
+            assert (bound >= 0).all() and (bound <= 1).all()
+
+
+@pytest.mark.parametrize("slope", [1e-13, 0.0])
+def test_curves_that_do_not_meet_have_no_crossover_in_range_and_say_which_is_lower(slope):
+    """Parallel lines, and lines that meet hundreds of decades away."""
+    levels = np.array([0.0, -0.1, -0.2])
+    runs = make_runs(k_max=0.05, n0=slope * 1e9 + 1e-9, sizes=SIZES[:3], levels=levels)
+    law = scaling.fit(runs, x="data", bootstrap=20)
+    for found, lower in zip(allocation.crossovers(law), ("1.5B", "3B"), strict=True):
+        assert found.x is None and found.low is None and found.lower == lower
+    text = tables.spending_table(law, [1e4])
+    assert "no crossover in range: 1.5B is lower" in text and "e-300" not in text and "e+300" not in text
+
+
+def test_a_target_far_outside_the_data_is_answered_in_words():
+    law = scaling.fit(make_runs(), x="data", bootstrap=50)
+    needed = [allocation.required_x(law, float(n), 0.3) for n in SIZES]
+    text = tables.target_table(law, 0.3, needed)
+    assert needed[0].x > 1e50
+    assert "> 5e+10" in words(text, "0.5B") and "none in range" in words(text, "0.5B")
+    exponents = [int(e) for e in re.findall(r"e([+-]\d+)", text)]
+    assert max(exponents) <= 10 and "inf" not in text
+    rising = scaling.fit(make_runs(k_max=-0.01, levels=np.full(7, -0.5)), x="data", bootstrap=50)
+    never = tables.target_table(rising, 0.2, [allocation.required_x(rising, 7e9, 0.2)])
+    assert "never" in words(never, "7B") and "inf" not in never
+
+
+def test_a_curve_that_does_not_vary_has_no_r2_and_json_all_the_same():
+    runs = make_runs()
+    flat = scaling.runs.replace(runs.curves[0], loss=np.full(105, 0.9))
+    law = scaling.fit(scaling.Runs((flat, *runs.curves[1:])), x="data")
+    assert json.loads(law.to_json())["models"][0]["r2"] is None
+    row = words(tables.law_table(law), "0.5B")
+    assert "nan" not in row and " - " in row
