@@ -79,18 +79,37 @@ def proportional_texts(gold: str, answer: str) -> bool:
 
 
 def _same_relation(gold: sympy.Basic, answer: sympy.Basic) -> bool:
-    """Two equations are the same when their differences are proportional, denominators cleared.
+    """Two equations are the same when their differences are proportional, denominators cleared. One that always holds, such as
+    1=1, has no difference and says nothing: it equals an equation with the same two sides, written in any order.
 
     Beside an expression an equation counts only as a true statement about numbers, 2+3=5, or as a name with its value.
     """
     if isinstance(gold, sympy.Eq) and isinstance(answer, sympy.Eq):
         verdict = proportional(_cleared(gold), _cleared(answer))
-        return gold == answer or bool(verdict)
+        return bool(verdict) or _sides(gold) == _sides(answer)
     if isinstance(answer, sympy.Eq) and isinstance(gold, sympy.Expr):
         sides = [answer.lhs, answer.rhs]
         if sides[0].is_Symbol or isinstance(sides[0], AppliedUndef) or (not answer.free_symbols and _same_tree(*sides)):
             return _same_tree(gold, sides[1])
     return gold == answer
+
+
+def _sides(equation: sympy.Eq) -> list[str]:
+    return sorted(map(_spelling, equation.args))
+
+
+def _spelling(tree: sympy.Basic) -> str:
+    """What is written, but for the order of terms and factors; nothing is worked out."""
+    if not isinstance(tree, sympy.Add | sympy.Mul):
+        return f"{tree.func.__name__}({','.join(map(_spelling, tree.args))})" if tree.args else sympy.srepr(tree)
+    args, rest = [], list(tree.args)
+    while rest:
+        part = rest.pop()
+        if part.func is tree.func:
+            rest += part.args
+        else:
+            args.append(_spelling(part))
+    return f"{tree.func.__name__}({','.join(sorted(args))})"
 
 
 def _cleared(equation: sympy.Eq) -> sympy.Expr:
