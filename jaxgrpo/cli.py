@@ -83,7 +83,7 @@ def command_line() -> argparse.ArgumentParser:
     export.set_defaults(run=_export)
 
     data = commands.add_parser("data", help="make training and held-out files, subsets for data reuse, benchmark files")
-    add_data_commands(data.add_subparsers(title="commands", required=True, metavar="COMMAND"), run=_data)
+    add_data_commands(data.add_subparsers(title="commands", required=True, metavar="COMMAND"), _data, _data_on_devices)
 
     bench = commands.add_parser(
         "bench",
@@ -250,6 +250,16 @@ def _eval(arguments) -> int:
 
 def _data(arguments) -> int:
     return _reported(lambda: arguments.make(arguments))
+
+
+def _data_on_devices(arguments) -> int:
+    def run():
+        from jaxgrpo.config import Config
+
+        _start_jax(Config())
+        arguments.make(arguments)
+
+    return _reported(run)
 
 
 def _bench(arguments) -> int:

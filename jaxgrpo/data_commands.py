@@ -5,11 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def add_data_commands(commands, run: Callable) -> None:
-    """Add the parsers. `run` is what the command line calls with the arguments, of which `make` does the work."""
+def add_data_commands(commands, run: Callable, run_on_devices: Callable) -> None:
+    """Add the parsers. `run` is what the command line calls with the arguments, of which `make` does the work; `run_on_devices`
+    starts jax before."""
     _add_prepare(commands, run)
     _add_reuse(commands, run)
     _add_benchmarks(commands, run)
+    _add_rate(commands, run_on_devices)
 
 
 def _add_prepare(commands, run: Callable) -> None:
@@ -27,18 +29,44 @@ def _add_prepare(commands, run: Callable) -> None:
         "--heldout", type=int, default=500, metavar="N", help="problems to hold out, half of them easy; 0: none"
     )
     prepare.add_argument("--seed", type=int, default=42, help="of the held-out set; 42 draws the paper's positions")
+    _add_template(prepare)
     prepare.add_argument(
+        "--against", nargs="+", default=[], metavar="FILE", help="benchmark files to look for in the training problems"
+    )
+    prepare.add_argument("--remove-contaminated", action="store_true", help="leave out training problems found there")
+    prepare.set_defaults(run=run, make=_prepare)
+
+
+def _add_template(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--template",
         default="maths",
         metavar="TEMPLATE",
         help="what is put around the user's last message: maths (the paper's prompt, around problems with a mathematical "
         "answer alone), none, or around all of them a text with {question} in it or a file of one",
     )
-    prepare.add_argument(
-        "--against", nargs="+", default=[], metavar="FILE", help="benchmark files to look for in the training problems"
+
+
+def _add_rate(commands, run: Callable) -> None:
+    rate = commands.add_parser(
+        "rate",
+        help="pass rates of a model on the problems of a file, for a curriculum",
+        description="Answer every problem of SOURCE with a model, grade the answers, and write the problems with the share of "
+        "right ones to a file that `jaxgrpo data prepare` sorts by it. The answers lie in a folder beside that file; the same "
+        "command goes on where it was stopped.",
+        epilog="key=value: the keys of `jaxgrpo eval` but eval.samples, eval.limit and eval.data, such as eval.temperature=1 "
+        "or rollout.max_new_tokens=1024.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    prepare.add_argument("--remove-contaminated", action="store_true", help="leave out training problems found there")
-    prepare.set_defaults(run=run, make=_prepare)
+    rate.add_argument("source", metavar="SOURCE", help="parquet or JSONL file of problems, or hub id")
+    rate.add_argument("overrides", metavar="key=value", nargs="*", help="such as eval.temperature=1")
+    rate.add_argument(
+        "--model", required=True, metavar="MODEL", help="run directory, one step of it, Hugging Face directory or hub id"
+    )
+    rate.add_argument("--samples", type=int, default=16, metavar="K", help="answers to each problem")
+    rate.add_argument("--out", metavar="FILE", help="parquet file to write; by default SOURCE's name with -rated behind it")
+    _add_template(rate)
+    rate.set_defaults(run=run, make=_rate)
 
 
 def _add_reuse(commands, run: Callable) -> None:
@@ -129,3 +157,11 @@ def _benchmarks(arguments) -> None:
     collect(
         Path(arguments.folder), Path(arguments.source) if arguments.source else None, say=lambda line: print(line, flush=True)
     )
+
+
+def _rate(arguments) -> None:
+    from jaxgrpo.data.prompts import find_template
+    from jaxgrpo.train.rating import rate
+
+    template = find_template(arguments.template)
+    rate(arguments.source, arguments.model, arguments.out, arguments.samples, template, arguments.overrides)

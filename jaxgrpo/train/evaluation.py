@@ -3,6 +3,7 @@
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -50,13 +51,31 @@ def evaluate(served: Served, suites: list[str], out: str | None, compare: str | 
         other.settings  # noqa: B018 (an error now, not after the work)
     tokenizer = tokenizer_of(served)
     asked = suite_questions(names, c, tokenizer)
+    served, folder = answer(served, asked, lambda found: out or _default_folder(found), tokenizer, console)
+    results = write_report(folder, [questions.name for questions in asked], other)
+    console.print(result_table(results, served.name))
+    for result in results:
+        warn_of_failures(folder.outcomes(result.name), result.title, console)
+    console.print(f"report    {folder.path / 'report.md'}, {folder.path / 'report.png'}", markup=False)
+    return results
+
+
+def answer(
+    served: Served, asked: list[Questions], folder_of: Callable[[Served], str], tokenizer, console: Console, **settings
+) -> tuple[Served, EvaluationFolder]:
+    """Ask `served` all questions that have no answers yet; returns what answered and the folder of all outcomes.
+
+    folder_of: where the outcomes of what could be read shall lie. settings: further ones, in which an evaluation that goes on
+    must not differ.
+    """
+    c = served.config
     for questions in asked:
         if asks_for_code(questions.prompts):
             console.print(f"sandbox   {c.reward.sandbox}: {questions.title} runs code that the model wrote")
         if questions.overlong:
             total, limit = len(questions.prompts) + questions.overlong, c.data.max_prompt_tokens
             console.print(f"left out  {questions.overlong} of {total} prompts of {questions.title}, over {limit} tokens")
-    folder = EvaluationFolder(out or _default_folder(served))
+    folder = EvaluationFolder(folder_of(served))
     loaded = None
     if folder.missing(asked):
         console.print(f"model     {served.name}", markup=False)
@@ -64,20 +83,11 @@ def evaluate(served: Served, suites: list[str], out: str | None, compare: str | 
         engine = batch_engine(served, tokenizer, most)
         # Before the folder is written to: it is named after the checkpoint that can be read.
         served, weights = load_newest(served, engine, lambda text: console.print(text, markup=False))
-        loaded, folder = (engine, weights), EvaluationFolder(out or _default_folder(served))
-    folder.open(_settings(served, asked))
+        loaded, folder = (engine, weights), EvaluationFolder(folder_of(served))
+    folder.open(_settings(served, asked) | settings)
     if todo := folder.missing(asked):
         _run(served, *loaded, todo, folder, tokenizer, console)
-    results = write_report(folder, [questions.name for questions in asked], other)
-    console.print(result_table(results, served.name))
-    for result in results:
-        failed = [record for record in folder.outcomes(result.name) if "grader_error" in record]
-        if failed:
-            example = (failed[0][key] for key in ("question", "grader_error", "response"))
-            line = failure_line(len(failed), result.questions * result.samples, *example)
-            console.print(f"WARNING   {result.title}: {line}", markup=False)
-    console.print(f"report    {folder.path / 'report.md'}, {folder.path / 'report.png'}", markup=False)
-    return results
+    return served, folder
 
 
 def _run(served: Served, engine, weights, todo: list[Questions], folder: EvaluationFolder, tokenizer, console: Console) -> None:
@@ -99,6 +109,14 @@ def _run(served: Served, engine, weights, todo: list[Questions], folder: Evaluat
                     max_new=c.rollout.max_new_tokens,
                     report=progress.update,
                 )
+
+
+def warn_of_failures(records: list[dict], title: str, console: Console) -> None:
+    """Say how many of the answers the grader could not judge, with one of them, where there are any."""
+    failed = [record for record in records if "grader_error" in record]
+    if failed:
+        example = (failed[0][key] for key in ("question", "grader_error", "response"))
+        console.print(f"WARNING   {title}: {failure_line(len(failed), len(records), *example)}", markup=False)
 
 
 def result_table(results: list[SuiteResult], model: str) -> Table:
