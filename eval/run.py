@@ -19,6 +19,7 @@ from jaxgrpo.errors import UserError
 from jaxgrpo.reward import GraderPool
 from jaxgrpo.rollout.engine import Engine
 from jaxgrpo.rollout.sampling import Sampling
+from jaxgrpo.storage import naming
 from jaxgrpo.whole_file import write_whole
 
 
@@ -125,8 +126,9 @@ def run_suite(
         def keep(outcome: Outcome) -> None:
             nonlocal right
             record = outcome.record()
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-            file.flush()
+            with naming(file.name):
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                file.flush()
             records.append(record)
             right += outcome.score
             report(len(records), total, right / len(records))

@@ -396,13 +396,36 @@ def _keep_compiled_programs() -> None:
     moves the folder, JAX_ENABLE_COMPILATION_CACHE=false does without it."""
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "jaxgrpo" / "xla"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+    _tell_where_programs_cannot_be_kept()
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would advise to install torch
+
+
+def _tell_where_programs_cannot_be_kept() -> None:
+    """JAX warns at every program, without the folder: one line, with it."""
+    import warnings
+
+    show, told = warnings.showwarning, []
+
+    def show_warning(message, *rest, **named):
+        if "persistent compilation cache entry" not in str(message):
+            show(message, *rest, **named)
+        elif not told:
+            told.append(True)
+            folder, reason = os.environ["JAX_COMPILATION_CACHE_DIR"], str(message).partition(": ")[2]
+            print(
+                f"WARNING   compiled programs cannot be kept in or read from {folder} ({reason}): they are compiled anew; "
+                "JAX_COMPILATION_CACHE_DIR moves the folder",
+                file=sys.stderr,
+            )
+
+    warnings.showwarning = show_warning
 
 
 def _reported(run) -> int:
     """Run a command; a failure that a user can mend becomes one line and an exit code, anything else a traceback."""
     try:
         run()
+        sys.stdout.flush()
         return DONE
     except KeyboardInterrupt:  # where requests are not heard: in a thread of somebody's program
         print("jaxgrpo: ended by Ctrl-C.", file=sys.stderr)
@@ -411,7 +434,8 @@ def _reported(run) -> int:
         print(f"jaxgrpo: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
-        print(f"jaxgrpo: {error}; mend that and run the same command again.", file=sys.stderr)
+        where = "" if error.filename or error.errno is None else " (of the output of this command, where no file is named)"
+        print(f"jaxgrpo: {error}{where}; mend that and run the same command again.", file=sys.stderr)
         return FAILED
 
 

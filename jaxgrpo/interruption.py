@@ -5,6 +5,7 @@ thread is inside a compilation, and nothing depends on KeyboardInterrupt, which 
 collector) swallow. By default a request ends the process with one line; SIGINT with exit code 130, the others by themselves.
 """
 
+import atexit
 import contextlib
 import ctypes
 import os
@@ -75,6 +76,12 @@ def undone(leftover: Callable[[], None]) -> Iterator[None]:
             yield
     finally:
         leftover()
+
+
+def undone_at_exit(leftover: Callable[[], None]) -> None:
+    """`leftover` is called when the process ends, also where it is ended by a request."""
+    atexit.register(leftover)
+    _leftovers.append(leftover)
 
 
 def looking_ahead(outlook: Callable[[], str]):

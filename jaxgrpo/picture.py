@@ -9,7 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from jaxgrpo.storage import is_remote, reached
+from jaxgrpo.storage import is_remote, naming, reached
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"  # Okabe and Ito's colour-blind safe palette
 
@@ -32,6 +32,10 @@ def save(figure, path: Path) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=150)
-    plt.close(figure)
-    temporary.replace(path)
+    with naming(path):
+        try:
+            figure.savefig(temporary, dpi=150)
+            temporary.replace(path)
+        finally:
+            plt.close(figure)
+            temporary.unlink(missing_ok=True)  # of a disk that was full

@@ -5,11 +5,13 @@ anew to change. Metadata goes through fsspec (the `gcs` extra); the bytes of che
 """
 
 import os
+import re
 import shutil
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
+from jaxgrpo import interruption
 from jaxgrpo.errors import UserError
 
 REMOTE = ("gs://",)
@@ -61,14 +63,32 @@ def reached(path: str | os.PathLike):
         ) from error
 
 
+@contextmanager
+def naming(path: str | os.PathLike):
+    """An OSError of what is written inside names `path`: of a full disk the system names no file, and a library in Rust raises
+    an error of its own."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), os.fspath(path)) from error
+    except Exception as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if not number:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), os.fspath(path)) from error
+
+
 def copy_tree(source: Path, target: Path) -> None:
     """Copy the files of a local or remote folder into another one."""
     target.mkdir(parents=True, exist_ok=True)
-    for child in source.iterdir():
+    for child in sorted(source.iterdir(), key=lambda child: child.name == "config.json"):  # last: a torn copy looks torn
         if child.is_dir():
             copy_tree(child, target / child.name)
         else:
-            (target / child.name).write_bytes(child.read_bytes())
+            with naming(target / child.name):
+                (target / child.name).write_bytes(child.read_bytes())
 
 
 def move(source: Path, target: Path) -> None:
@@ -90,10 +110,11 @@ def written_locally(path: Path):
     if not is_remote(path):
         yield path
         return
-    with tempfile.TemporaryDirectory(prefix="jaxgrpo-") as folder:
-        yield Path(folder)
+    folder = Path(tempfile.mkdtemp(prefix="jaxgrpo-"))
+    with interruption.undone(lambda: shutil.rmtree(folder, ignore_errors=True)):
+        yield folder
         with reached(path):
-            copy_tree(Path(folder), path)
+            copy_tree(folder, path)
 
 
 def local_copy(path: Path) -> Path:
@@ -101,9 +122,7 @@ def local_copy(path: Path) -> Path:
     if not is_remote(path):
         return path
     folder = Path(tempfile.mkdtemp(prefix="jaxgrpo-"))
-    import atexit
-
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    interruption.undone_at_exit(lambda: shutil.rmtree(folder, ignore_errors=True))
     with reached(path):
         copy_tree(path, folder)
     return folder

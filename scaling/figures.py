@@ -7,7 +7,9 @@ Single-column figures are 3.4 inches wide, text 7 to 8 points. Sizes are coloure
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import io
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 
@@ -53,6 +55,15 @@ LOSS_TICKS = np.array(
 )
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError of what is written inside names `path`, which the system does not do of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, error.filename or str(path)) from error
+
+
 def save(figure: Figure, folder: str | Path, name: str) -> list[Path]:
     """Write `name`.pdf and `name`.png into `folder` and return their paths."""
     folder = Path(folder)
@@ -60,7 +71,13 @@ def save(figure: Figure, folder: str | Path, name: str) -> list[Path]:
     paths = [folder / f"{name}.{kind}" for kind in ("pdf", "png")]
     with matplotlib.rc_context(STYLE):
         for path in paths:
-            figure.savefig(path, bbox_inches="tight", metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
+            drawn, kind = (
+                io.BytesIO(),
+                path.suffix[1:],
+            )  # on a full disk the writer of PDFs fails in its tidying up
+            figure.savefig(drawn, format=kind, bbox_inches="tight", metadata={"CreationDate": None} if kind == "pdf" else None)
+            with naming(path):
+                path.write_bytes(drawn.getvalue())
     return paths
 
 

@@ -106,7 +106,9 @@ def _budgets(law: Law) -> list[float]:
 def _write(law: Law, runs: Runs, options: Options, suffix: str, say: Callable[[str], None]) -> None:
     out = options.out
     out.mkdir(parents=True, exist_ok=True)
-    (out / f"law{suffix}.json").write_text(law.to_json() + "\n")
+    law_file = out / f"law{suffix}.json"
+    with figures.naming(law_file):
+        law_file.write_text(law.to_json() + "\n")
     drawn = {
         "curves": figures.curves(law, new_sizes=[n for n, _ in options.predict if law.design.index(n) is None]),
         "saturation": figures.saturation([("law", law)]),

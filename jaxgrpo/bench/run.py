@@ -9,6 +9,7 @@ from jaxgrpo.bench.rollout import bench_rollout
 from jaxgrpo.bench.step import bench_step, bench_update
 from jaxgrpo.bench.task import Task, make_bench
 from jaxgrpo.model.parameters import count_parameters
+from jaxgrpo.whole_file import write_whole
 
 PARTS = {"rollout": bench_rollout, "update": bench_update, "step": bench_step}
 
@@ -26,6 +27,6 @@ def run_bench(arguments) -> dict:
     result |= PARTS[arguments.part](bench, peaks) | peak_memory_mb()
     text = json.dumps(result, indent=1)
     if arguments.json:
-        Path(arguments.json).write_text(text + "\n", encoding="utf-8")
+        write_whole(Path(arguments.json), text + "\n")
     print(text)
     return result

@@ -22,6 +22,7 @@ from jaxgrpo.data.problem import DataError
 from jaxgrpo.data.prompts import TEMPLATES, Template, asked, in_template, is_maths
 from jaxgrpo.data.repair import Repairs
 from jaxgrpo.data.values import short
+from jaxgrpo.whole_file import write_whole
 
 RATE, HUB_RATE, OTHER_RATE = "pass_rate", "qwen2.5_7b_pass_rate", "qwen3_30b_pass_rate"
 RATED_BY = "pass_rate_model"
@@ -170,7 +171,7 @@ def write_prepared(made: Prepared, out: Path) -> dict:
     if made.heldout:
         write_parquet(out / HELDOUT, made.heldout)
     summary = made.summary()
-    (out / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_whole(out / SUMMARY, json.dumps(summary, indent=2) + "\n")
     return summary
 
 

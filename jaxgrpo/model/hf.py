@@ -5,7 +5,6 @@ parameter at a time; writing asks the devices for one tensor at a time. Neither 
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from functools import partial
@@ -21,6 +20,7 @@ from jaxgrpo.model.qwen2 import Qwen2
 from jaxgrpo.model.source import INDEX_FILE, SINGLE_FILE, ModelSource, resolve_model
 from jaxgrpo.model.weight_file import DTYPES, PendingTensor, StoredTensor, read_header, write_weight_file
 from jaxgrpo.parallel.sharding import named_sharding
+from jaxgrpo.whole_file import whole_folder
 
 __all__ = ["ModelSource", "load_hf", "load_params", "resolve_model", "save_hf", "save_params"]
 
@@ -198,21 +198,17 @@ def save_params(
     dtype = np.dtype(dtype or params["embed"].dtype)
     out_dir = _output_directory(out_dir)
     _check_savable(params, dtype, copy_from)
-    unfinished = out_dir.parent / f".{out_dir.name}.{os.getpid()}.unfinished"
     try:
-        unfinished.mkdir(parents=True)
-        _write_config(hf_config_dict(config, hf_config), unfinished, dtype)
-        _write_weights(list(_pending_tensors(params, config, dtype)), unfinished, max_shard_bytes)
-        for pattern in COMPANIONS if copy_from else ():
-            for file in sorted(Path(copy_from).glob(pattern)):
-                shutil.copyfile(file, unfinished / file.name)
-        unfinished.replace(out_dir)
+        with whole_folder(out_dir) as unfinished:
+            _write_config(hf_config_dict(config, hf_config), unfinished, dtype)
+            _write_weights(list(_pending_tensors(params, config, dtype)), unfinished, max_shard_bytes)
+            for pattern in COMPANIONS if copy_from else ():
+                for file in sorted(Path(copy_from).glob(pattern)):
+                    shutil.copyfile(file, unfinished / file.name)
     except OSError as error:
         raise ModelError(
             f"writing {out_dir} failed ({error}); free space there or choose another directory. No part of it is left behind."
         ) from None
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _output_directory(out_dir) -> Path:

@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from jaxgrpo.model.config import ModelError
+from jaxgrpo.storage import naming
 
 DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16)}
 LENGTH_BYTES = 8
@@ -125,7 +126,7 @@ def write_weight_file(file: Path, tensors: Iterable[PendingTensor]) -> None:
         end += tensor.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8 bytes
-    with file.open("wb") as stream:
+    with naming(file), file.open("wb") as stream:
         stream.write(len(text).to_bytes(LENGTH_BYTES, "little") + text)
         for tensor in tensors:
             value = np.ascontiguousarray(tensor.read(), dtype=tensor.dtype)

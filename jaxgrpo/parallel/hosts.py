@@ -198,6 +198,9 @@ def ending_together():
             _end(str(error), error.exit_code)
         _leave()
         raise
+    except OSError as error:  # a full disk, a missing file
+        print(f"jaxgrpo: {error}; mend that and run the same command again.", file=sys.stderr)
+        _end(str(error), FAILED)
     except jax.errors.JaxRuntimeError as error:
         if not _OF_ANOTHER_HOST.search(str(error)):
             _end_with_traceback(error)

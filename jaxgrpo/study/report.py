@@ -70,7 +70,7 @@ def _ladder(study: StudyConfig, planned: list[PlannedRun], out: Path) -> list[Se
 def _law_section(study: StudyConfig, runs: Runs, x: str, out: Path, suffix: str) -> Section:
     c = study.fit
     law = scaling.fit(runs, x, c.objective, c.bootstrap, c.seed, resample=c.resample)
-    (out / f"law-{x}{suffix}.json").write_text(law.to_json() + "\n", encoding="utf-8")
+    write_whole(out / f"law-{x}{suffix}.json", law.to_json() + "\n")
     paragraphs = [_block(tables.law_table(law))]
     rank = rank_correlation(law, seed=c.seed)
     paragraphs.append(_verdict("rank correlation of each size's own slope k and N", rank, EXPECTED_RANK))

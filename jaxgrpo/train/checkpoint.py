@@ -27,6 +27,7 @@ for library in ("absl", "asyncio"):  # Orbax's: what fails is raised here, they 
     logging.getLogger(library).setLevel(logging.CRITICAL)
 
 ARRAYS = ("params", "opt_state")  # the items of a checkpoint that hold arrays; `meta` and `metrics` are JSON
+_HOUR = 3600
 KEPT_BY = ("test_loss", "reward_mean")  # and suite_NAME: metrics that a checkpoint may be kept by
 
 
@@ -63,6 +64,7 @@ class Checkpoints:
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(config.keep), best]),
             best_fn=self._score,
             enable_async_checkpointing=True,
+            async_options=ocp.AsyncOptions(timeout_secs=_timeout_s()),
         )
         handlers = {item: array_handler() for item in ARRAYS} | {"meta": ocp.JsonCheckpointHandler()}
         with _readable(self.directory, "move the damaged step out of it, then run the same command again"):
@@ -134,6 +136,12 @@ class Checkpoints:
         """Finish what is pending and stop the background threads; CheckpointError if a save failed."""
         with _explained(f"checkpoint in {self.directory}"):
             self._manager.close()
+
+
+def _timeout_s() -> int:
+    """Longest wait for a save. Orbax takes it by the clock on the wall, which jumps where a laptop slept or the clock is set;
+    only with several hosts is there anything to wait for that may never come."""
+    return 2 * _HOUR if jax.process_count() > 1 else 100 * 365 * 24 * _HOUR
 
 
 def save_params(directory: Path, params: dict) -> None:
@@ -252,9 +260,10 @@ def _explained(what: str):
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:
+        remedy = "make room or mend permissions, then run" if _SYSTEM_ERRORS.search(str(error)) else "run"
         raise CheckpointError(
-            f"{what} could not be saved ({_brief(error)}): make room or mend permissions, then run the same command again; it "
-            f"goes on from the last complete checkpoint."
+            f"{what} could not be saved ({_brief(error)}): {remedy} the same command again; it goes on from the last complete "
+            "checkpoint."
         ) from error
 
 

@@ -5,7 +5,6 @@ keeps the same companions in its `model/` folder, so that its checkpoints can be
 """
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -17,7 +16,9 @@ from jaxgrpo.model.config import ModelError, read_json
 from jaxgrpo.model.hf import COMPANIONS, load_params, save_params
 from jaxgrpo.model.parameters import check_parameters
 from jaxgrpo.model.source import ModelSource, resolve_model
+from jaxgrpo.storage import naming
 from jaxgrpo.train import checkpoint
+from jaxgrpo.whole_file import whole_folder
 
 PARAMS = "params"
 
@@ -34,13 +35,9 @@ def convert(model: str, out_dir: str) -> Path:
         raise ModelError(f"{out} exists and is not an empty directory; choose another one or remove it.")
     source = resolve_model(model)
     params = load_params(source, dtype=jnp.dtype(stored_dtype(source.hf_config)))
-    unfinished = out.absolute().parent / f".{out.name}.{os.getpid()}.unfinished"
-    try:
+    with whole_folder(out) as unfinished:
         write_companions(unfinished, source, tokenizer=None)
         checkpoint.save_params(unfinished / PARAMS, params)
-        unfinished.replace(out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return out
 
 
@@ -93,6 +90,11 @@ def stored_dtype(hf_config: dict) -> str:
 
 def write_companions(directory: Path, source: ModelSource, tokenizer) -> None:
     """config.json, generation_config.json and tokenizer of a model, from its directory or, for random weights, made here."""
+    with naming(directory):
+        _write_companions(directory, source, tokenizer)
+
+
+def _write_companions(directory: Path, source: ModelSource, tokenizer) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     if source.path is not None:
         shutil.copyfile(source.path / "config.json", directory / "config.json")

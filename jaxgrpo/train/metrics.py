@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from jaxgrpo.storage import is_remote
+from jaxgrpo.storage import is_remote, naming
 from jaxgrpo.whole_file import write_whole
 
 # Where the seconds between two lines go; other_s is what is left of step_s. A line is written before its own checkpoint, so its
@@ -62,7 +62,7 @@ class MetricsLog:
         if is_remote(self.path):
             write_whole(self.path, (self.path.read_text() if self.path.exists() else "") + line)
             return
-        with open(self.path, "a") as file:
+        with naming(self.path), open(self.path, "a") as file:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
