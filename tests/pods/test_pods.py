@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 
+from jaxgrpo.data import training_problems
 from jaxgrpo.train.checkpoint import read_checkpoint
 from tests.pods.pods import TENSOR, Pod
 from tests.run.commands import CONFIG, ROOT, SHORT, eval_files, untimed, untimed_metrics
@@ -244,3 +245,34 @@ def test_hosts_that_cannot_be_meant_are_refused(overrides, message, env, tmp_pat
     ((code, output),) = processes(tmp_path, env, [overrides])
     assert code == 2
     assert message in output
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_all_hosts_stop_at_the_share_of_failed_graders_and_nobody_starts_them_again(env, tmp_path):
+    """Only problems of one host cannot be graded: no answer keeps their limit on time; the others need no process."""
+    data = tmp_path / "problems.jsonl"
+    rows = [
+        {
+            "data_source": "arithmetic" if problem.index % 2 else "math__arithmetic",
+            "prompt": list(problem.messages),
+            "reward_model": {"ground_truth": problem.ground_truth},
+        }
+        for problem in training_problems(0, 0, 16)
+    ]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    keys = ("warmup.steps=0", "rollout.samples=2", "eval.limit=2", "checkpoint.every=100", "train.steps=2", "data.epochs=2")
+    where = (f"data.train={data}", f"data.test={data}", "data.tokenizer=arithmetic", "reward.wall_seconds=1e-6")
+    pod = Pod(2, tmp_path, env, (*keys, *where, "reward.max_failed=0.4"))
+    assert pod.run() == 1, pod.output()
+    assert "starting again" not in pod.said
+    logs = {log.name: log.read_text() for log in sorted(pod.logs.glob("*.log"))}
+    assert len(logs) == 2
+    for name, log in logs.items():
+        assert "the grader failed on 50% of the answers, past reward.max_failed=0.4: step 1 of 2 is saved" in log, name
+        assert "Traceback" not in log, name
+    warned = [name for name, log in logs.items() if "WARNING   step 1: the grader failed on 16 of 32 answers" in log]
+    assert warned == ["host-0.log"]
+    resumed = Pod(2, tmp_path, env, (*keys, *where, "reward.max_failed=1"))
+    assert resumed.run() == 0, resumed.output()
+    assert [line.get("grader_failed_fraction") for line in untimed_metrics(pod.run_dir)] == [None, 0.5, 0.5]
