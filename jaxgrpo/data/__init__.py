@@ -8,7 +8,7 @@ from jaxgrpo.data.arithmetic import (
     training_problems,
     warmup_examples,
 )
-from jaxgrpo.data.chat import load_tokenizer
+from jaxgrpo.data.chat import load_tokenizer, save_tokenizer
 from jaxgrpo.data.files import encode_prompts, load_demonstrations, load_problems
 from jaxgrpo.data.order import PromptOrder
 from jaxgrpo.data.problem import DataError, EncodedPrompt, Problem
@@ -25,6 +25,7 @@ __all__ = [
     "load_demonstrations",
     "load_problems",
     "load_tokenizer",
+    "save_tokenizer",
     "training_problem",
     "training_problems",
     "warmup_examples",

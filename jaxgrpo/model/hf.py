@@ -5,7 +5,6 @@ parameter at a time; writing asks the devices for one tensor at a time. Neither 
 """
 
 import json
-import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -20,19 +19,11 @@ from jaxgrpo.model.qwen2 import Qwen2
 from jaxgrpo.model.source import INDEX_FILE, SINGLE_FILE, ModelSource, resolve_model
 from jaxgrpo.model.weight_file import DTYPES, PendingTensor, StoredTensor, read_header, write_weight_file
 from jaxgrpo.parallel.sharding import named_sharding
+from jaxgrpo.tokenizer_files import copy_companions
 from jaxgrpo.whole_file import whole_folder
 
 __all__ = ["ModelSource", "load_hf", "load_params", "resolve_model", "save_hf", "save_params"]
 
-COMPANIONS = (  # files that travel with the weights, by pattern
-    "generation_config.json",
-    "tokenizer*.json",
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-)
 OUTPUT = "lm_head.weight"
 COMPARED_BYTES = 16 * 2**20
 SAME_MODEL = "Fetch weights and config.json of the same model."
@@ -188,8 +179,9 @@ def save_params(
     """Write parameters as a Hugging Face directory that transformers loads: config.json and safetensors.
 
     `hf_config` is written back as it came, but for the dtype where that changed; generation config and tokenizer are
-    copied from `copy_from`. Weights above `max_shard_bytes` are split into several files with an index. `dtype` is by
-    default that of the parameters. The directory appears under its name once complete, and not at all after a failure.
+    copied from `copy_from` by `copy_companions`. Weights above `max_shard_bytes` are split into several files with an index.
+    `dtype` is by default that of the parameters. The directory appears under its name once complete, and not at all after a
+    failure.
 
     Raises ModelError when `out_dir` is not empty or is no local path, when parameters are spread over several hosts,
     and when writing fails (a full disk).
@@ -202,9 +194,8 @@ def save_params(
         with whole_folder(out_dir) as unfinished:
             _write_config(hf_config_dict(config, hf_config), unfinished, dtype)
             _write_weights(list(_pending_tensors(params, config, dtype)), unfinished, max_shard_bytes)
-            for pattern in COMPANIONS if copy_from else ():
-                for file in sorted(Path(copy_from).glob(pattern)):
-                    shutil.copyfile(file, unfinished / file.name)
+            if copy_from:
+                copy_companions(Path(copy_from), unfinished)
     except OSError as error:
         raise ModelError(
             f"writing {out_dir} failed ({error}); free space there or choose another directory. No part of it is left behind."

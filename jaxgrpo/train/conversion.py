@@ -12,11 +12,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxgrpo import storage
+from jaxgrpo.data import save_tokenizer
 from jaxgrpo.model.config import ModelError, read_json
-from jaxgrpo.model.hf import COMPANIONS, load_params, save_params
+from jaxgrpo.model.hf import load_params, save_params
 from jaxgrpo.model.parameters import check_parameters
 from jaxgrpo.model.source import ModelSource, resolve_model
 from jaxgrpo.storage import naming
+from jaxgrpo.tokenizer_files import copy_companions
 from jaxgrpo.train import checkpoint
 from jaxgrpo.whole_file import whole_folder
 
@@ -98,15 +100,14 @@ def _write_companions(directory: Path, source: ModelSource, tokenizer) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     if source.path is not None:
         shutil.copyfile(source.path / "config.json", directory / "config.json")
-        for pattern in COMPANIONS:
-            for file in sorted(source.path.glob(pattern)):
-                shutil.copyfile(file, directory / file.name)
-        if tokenizer is not None and str(tokenizer.name_or_path) != str(source.path):
-            tokenizer.save_pretrained(directory)  # a tokenizer of the run's own choice
+        own = tokenizer is None or str(tokenizer.name_or_path) == str(source.path)
+        copy_companions(source.path, directory, tokenizer=own)
+        if tokenizer is not None and not (own and (source.path / "tokenizer.json").exists()):
+            save_tokenizer(tokenizer, directory)  # of the run's own choice, or one that transformers made of older files
         return
     if tokenizer is None:
         raise ModelError(f"model {source.name} has random weights and no tokenizer: there is nothing to convert.")
     special = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
     (directory / "config.json").write_text(json.dumps(source.hf_config | special, indent=2) + "\n")
     (directory / "generation_config.json").write_text(json.dumps(special | {"do_sample": True}, indent=2) + "\n")
-    tokenizer.save_pretrained(directory)
+    save_tokenizer(tokenizer, directory)
