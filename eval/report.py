@@ -86,6 +86,8 @@ def write_report(folder: EvaluationFolder, suites: list[str], other: EvaluationF
         records, theirs = folder.outcomes(name), None
         if theirs_about and theirs_about.get(f"suite {name}", {}).get("digest") == settings[f"suite {name}"]["digest"]:
             theirs = other.outcomes(name)
+            if theirs is None and (lost := other.lost(name)):
+                raise EvaluationError(f"{lost}: run that evaluation again.")
         results.append(suite_result(name, settings, records, theirs))
         examples.append(next((r for r in records if r["score"] >= 1), records[0]))
     against = theirs_about["model"] if theirs_about else None

@@ -4,11 +4,13 @@ kill.
     settings.json           what was asked of which model; another question about another model needs another folder
     SUITE.partial.jsonl     outcomes so far, in the order in which they ended
     SUITE.jsonl             all outcomes, by question and sample, once the suite is complete
+    checksums.json          of every SUITE.jsonl
     summary.json, report.md, report.png
 """
 
 import fcntl
 import json
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +60,7 @@ class EvaluationFolder:
         except OSError as error:
             raise EvaluationError(f"{self.path} cannot be used ({error.strerror}): choose another --out.") from None
         file = self.path / "settings.json"
-        stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        stored = self.settings if file.exists() else {}
         changed = [
             f"{key}: {stored[key]} there, {value} here" for key, value in settings.items() if stored.get(key, value) != value
         ]
@@ -70,14 +72,40 @@ class EvaluationFolder:
     def settings(self) -> dict:
         """What was asked. EvaluationError where no evaluation is."""
         try:
-            return json.loads((self.path / "settings.json").read_text(encoding="utf-8"))
+            stored = json.loads((self.path / "settings.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise EvaluationError(f"{self.path} holds no evaluation ({error}): name one that `jaxgrpo eval` wrote.") from None
+        if not isinstance(stored, dict):
+            raise EvaluationError(f"{self.path / 'settings.json'} is no JSON object: evaluate again in a new folder.")
+        return stored
 
     def outcomes(self, suite: str) -> list[dict] | None:
-        """All outcomes of a complete suite by question and sample, else None."""
+        """All outcomes of a complete suite by question and sample, else None. EvaluationError where they were changed."""
         path = self.path / f"{suite}.jsonl"
-        return read_records(path) if path.exists() else None
+        if not path.exists() or self.lost(suite):
+            return None
+        known = self._checksums().get(suite)
+        if known is not None and known != _file_checksum(path):
+            raise EvaluationError(f"{path} was changed after it was written: delete it, and the same command asks again.")
+        return read_records(path)
+
+    def lost(self, suite: str) -> str | None:
+        """What a complete suite no longer holds, in words."""
+        path, settings = self.path / f"{suite}.jsonl", self.settings if (self.path / "settings.json").exists() else {}
+        if f"suite {suite}" not in settings or not path.exists():
+            return None
+        expected = settings[f"suite {suite}"]["questions"] * settings["samples"]
+        found = len({(record["question"], record["sample"]) for record in read_records(path)})
+        return f"{path} holds {found:,} of {expected:,} outcomes" if found < expected else None
+
+    def _checksums(self) -> dict[str, str]:
+        """Of the complete suites; there were none before."""
+        try:
+            return json.loads((self.path / "checksums.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except ValueError:
+            raise EvaluationError(f"{self.path / 'checksums.json'} is damaged: delete it to do without.") from None
 
     def missing(self, asked: list[Questions]) -> list[Questions]:
         """Those of the suites that are not complete here."""
@@ -89,8 +117,16 @@ class EvaluationFolder:
 
     def complete(self, suite: str, records: list[dict]) -> None:
         """All outcomes of a suite are there."""
-        write_records(self.path / f"{suite}.jsonl", sorted(records, key=lambda r: (r["question"], r["sample"])))
+        path = self.path / f"{suite}.jsonl"
+        write_records(path, sorted(records, key=lambda r: (r["question"], r["sample"])))
+        write_whole(
+            self.path / "checksums.json", json.dumps(self._checksums() | {suite: _file_checksum(path)}, indent=2) + "\n"
+        )
         self.partial(suite).unlink(missing_ok=True)
+
+
+def _file_checksum(path: Path) -> str:
+    return f"{zlib.crc32(path.read_bytes()):08x}"
 
 
 def run_suite(
@@ -115,7 +151,7 @@ def run_suite(
     stored = folder.outcomes(questions.name)
     if stored is not None:
         return stored
-    records = read_records(folder.partial(questions.name))
+    records = read_records(folder.partial(questions.name)) or read_records(folder.path / f"{questions.name}.jsonl")
     known = {(record["question"], record["sample"]) for record in records}
     missing = [[s for s in range(samples) if (prompt.problem.index, s) not in known] for prompt in questions.prompts]
     total, right = samples * len(questions.prompts), sum(record["score"] for record in records)

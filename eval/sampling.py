@@ -150,13 +150,15 @@ def write_records(path: Path, records: list[dict]) -> None:
 
 
 def read_records(path: Path) -> list[dict]:
-    """The whole lines of a file of outcomes; a line torn by a kill is left out, an absent file has none."""
+    """The outcomes of a file; a line torn by a kill or garbled is left out, an absent file has none."""
     if not path.exists():
         return []
     records = []
     for line in path.read_bytes().split(b"\n"):
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except ValueError:
             continue
+        if isinstance(record, dict) and record.keys() >= {"question", "sample", "score"}:
+            records.append(record)
     return records

@@ -82,6 +82,8 @@ def command_line() -> argparse.ArgumentParser:
     export.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: that of the original weights")
     export.set_defaults(run=_export)
 
+    _add_check_command(commands)
+
     data = commands.add_parser("data", help="make training and held-out files, subsets for data reuse, benchmark files")
     add_data_commands(data.add_subparsers(title="commands", required=True, metavar="COMMAND"), _data, _data_on_devices)
 
@@ -155,6 +157,23 @@ def command_line() -> argparse.ArgumentParser:
     fit = commands.add_parser("fit", help="fit the scaling law to metrics and predict", add_help=False)
     fit.set_defaults(run=_fit)
     return parser
+
+
+def _add_check_command(commands) -> None:
+    check = commands.add_parser(
+        "check",
+        help="whether a run's checkpoints, logs and evaluations are as they were written",
+        description="Read everything that a run left behind and verify its checksums: config.yaml, every array of every "
+        "checkpoint, meta and metrics of every step, the lines of metrics.jsonl, the evaluation files that they count, and "
+        "model/. One line for each, with what to do about what is damaged. Nothing is changed.",
+        epilog="Exit code 0: all sound; 1: something is damaged; 2: nothing to check. Checkpoints saved before there were "
+        "checksums are read through, which shows less. See docs/checkpoints.md.",
+    )
+    check.add_argument(
+        "path", metavar="RUN", help="run directory, its checkpoints/, one step of it, or a converted directory; also gs://"
+    )
+    check.add_argument("--json", action="store_true", help="print one JSON object instead")
+    check.set_defaults(run=_check)
 
 
 def _add_eval_command(commands) -> None:
@@ -319,6 +338,16 @@ def _export(arguments) -> int:
         from jaxgrpo.train.conversion import export
 
         print(f"exported {arguments.checkpoint} to {export(arguments.checkpoint, arguments.out_dir, arguments.dtype)}")
+
+    return _reported(run)
+
+
+def _check(arguments) -> int:
+    def run():
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        from jaxgrpo.train.check import check
+
+        check(arguments.path, as_json=arguments.json)
 
     return _reported(run)
 

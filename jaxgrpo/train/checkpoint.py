@@ -173,15 +173,15 @@ def step_directories(path: Path) -> list[Path]:
     is none."""
     for folder in (path / "checkpoints", path):
         steps = [child for child in folder.iterdir() if child.name.isdigit()] if folder.is_dir() else []
-        complete = [step for step in steps if _is_complete(step)]
+        complete = [step for step in steps if is_complete(step)]
         if complete:
             return sorted(complete, key=lambda step: int(step.name), reverse=True)
-    if not _is_complete(path):
+    if not is_complete(path):
         raise CheckpointError(f"{path} holds no checkpoint: give a run directory, its checkpoints/ folder, or one step of it.")
     return [path]
 
 
-def _is_complete(step: Path) -> bool:
+def is_complete(step: Path) -> bool:
     """Whether a step has its parameters; on an object store, where nothing can be renamed, Orbax marks what is committed."""
     return (step / "params").is_dir() and (not storage.is_remote(step) or (step / "commit_success.txt").exists())
 
@@ -218,8 +218,13 @@ def read_meta(step: Path, remedy: str) -> dict:
     if not (step / "meta").is_dir():
         return {}
     with _readable(step, remedy):
-        meta = _intact(json.loads((step / "meta" / "metadata").read_text()))
+        meta = read_json_entry(step / "meta" / "metadata")
         return _of_step(meta, int(step.name)) if step.name.isdigit() else meta
+
+
+def read_json_entry(file: Path) -> dict:
+    """A JSON entry of a step as it was saved. ValueError where it is damaged."""
+    return _intact(json.loads(file.read_text()))
 
 
 def without_checksums(params: Path) -> str | None:

@@ -6,6 +6,7 @@ keeps the same companions in its `model/` folder, so that its checkpoints can be
 
 import json
 import shutil
+import zlib
 from pathlib import Path
 
 import jax
@@ -23,6 +24,7 @@ from jaxgrpo.train import checkpoint
 from jaxgrpo.whole_file import whole_folder
 
 PARAMS = "params"
+CHECKSUMS = "checksums.json"  # of the files beside the weights
 
 
 def is_converted(name: str) -> bool:
@@ -91,6 +93,17 @@ def stored_dtype(hf_config: dict) -> str:
 
 
 def write_companions(directory: Path, source: ModelSource, tokenizer) -> None:
+    """What goes beside the weights of a model, and checksums.json for `jaxgrpo check`."""
+    _write_companions(directory, source, tokenizer)
+    known = {file.name: file_checksum(file) for file in sorted(directory.iterdir()) if file.is_file()}
+    (directory / CHECKSUMS).write_text(json.dumps(known, indent=2) + "\n")
+
+
+def file_checksum(file: Path) -> str:
+    return f"{zlib.crc32(file.read_bytes()):08x}"
+
+
+def _write_companions(directory: Path, source: ModelSource, tokenizer) -> None:
     """config.json, generation_config.json and tokenizer of a model, from its directory or, for random weights, made here."""
     with naming(directory):
         _write_companions(directory, source, tokenizer)

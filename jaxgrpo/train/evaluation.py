@@ -86,6 +86,8 @@ def answer(
         loaded, folder = (engine, weights), EvaluationFolder(folder_of(served))
     folder.open(_settings(served, asked) | settings)
     if todo := folder.missing(asked):
+        for lost in filter(None, (folder.lost(questions.name) for questions in todo)):
+            console.print(f"WARNING   {lost}: the others are asked again", markup=False)
         _run(served, *loaded, todo, folder, tokenizer, console)
     return served, folder
 
