@@ -10,16 +10,19 @@ import sys
 
 import numpy as np
 import pytest
+import yaml
 from safetensors.numpy import load_file
 
 from jaxgrpo.bench.task import Task
 from jaxgrpo.cli import command_line, main
+from tests.data.published import path
 from tests.data.tiny_hf import write_tiny_tokenizer
 from tests.model.tiny_hf_model import write_tiny_model
 from tests.run.commands import CONFIG, ROOT, SHORT, environment, jaxgrpo
 
 README = (ROOT / "README.md").read_text()
 LINES = [line.strip().split("#")[0].strip() for line in README.splitlines() if line.startswith("    ")]
+DOCS = [line.strip() for line in (ROOT / "docs" / "data.md").read_text().splitlines() if line.startswith("    ")]
 COMMANDS = [line for line in LINES if line.startswith("jaxgrpo ")]
 
 
@@ -115,7 +118,10 @@ def test_convert_train_and_export_are_a_circle(tmp_path):
         np.testing.assert_allclose(trained[name], tensor * (1 - 1e-3) ** 2, rtol=1e-6, err_msg=name)
 
 
-@pytest.mark.parametrize("arguments", commands("data"), ids=" ".join)
+DATA = [words for words in commands("data") if words[1] in ("prepare", "reuse")]
+
+
+@pytest.mark.parametrize("arguments", DATA, ids=" ".join)
 def test_the_data_commands_make_files(arguments, tmp_path, monkeypatch):
     """The commands as they stand, in a folder where what they name is small and local."""
     rows = [
@@ -130,16 +136,51 @@ def test_the_data_commands_make_files(arguments, tmp_path, monkeypatch):
     text = "".join(json.dumps(row) + "\n" for row in rows)
     stand_ins = {
         "LLM360/guru-RL-92k": "MINE.jsonl",
+        "rated.parquet": "MINE.jsonl",
         "data/train.parquet": "data/train.jsonl",
-        "benchmarks/math__math_500.parquet": "benchmarks/math__math_500.jsonl",
+        "data/benchmarks/math__math_500.parquet": "data/benchmarks/math__math_500.jsonl",
     }
     for name in stand_ins.values():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text(text.splitlines()[599] if "benchmarks" in name else text)
     monkeypatch.chdir(tmp_path)
     assert main([stand_ins.get(argument, argument) for argument in arguments]) == 0
     made = {file.name for file in (tmp_path / "data").rglob("*.parquet")}
-    assert {"train.parquet", "heldout.parquet"} <= made or "sampled_1_100_6.parquet" in made
+    assert {"train.parquet", "heldout.parquet"} <= made or {"sampled_1_1_600.parquet", "sampled_1_100_6.parquet"} <= made
+
+
+def test_the_data_commands_of_the_readme_make_what_its_other_commands_read(tmp_path, monkeypatch, capsys):
+    """The benchmarks where `eval.data` looks, the file that `prepare` takes, and every subset of configs/study-reuse.yaml."""
+    (benchmarks,) = (words for words in commands("data") if words[1] == "benchmarks")
+    (evaluation,) = (words for words in commands("eval") if any(word.startswith("eval.data=") for word in words))
+    assert f"eval.data={benchmarks[2]}" in evaluation
+    against = [word for words in DATA for word in words if word.startswith(f"{benchmarks[2]}/")]
+    monkeypatch.chdir(tmp_path)
+    source = path("benchmarks/gsm8k.parquet").parents[1]
+    assert main([*benchmarks, "--from", os.path.relpath(source, tmp_path)]) == 0
+    assert against and all((tmp_path / file).exists() for file in against)
+    (rating,) = (words for words in commands("data") if words[1] == "rate")
+    assert any(rating[rating.index("--out") + 1] == words[2] for words in DATA if words[1] == "prepare")
+    (reuse,) = (words for words in DATA if words[1] == "reuse")
+    made = {f"{reuse[3]}/sampled_1_{tau}_{51_200 // int(tau)}.parquet" for tau in reuse[reuse.index("--tau") + 1 :]}
+    runs = yaml.safe_load((ROOT / "configs" / "study-reuse.yaml").read_text())["runs"]
+    assert {run["data.train"] for run in runs.values()} <= made
+    assert f"jaxgrpo {' '.join(reuse)}" in (ROOT / "configs" / "study-reuse.yaml").read_text()
+
+
+def test_the_pod_of_the_readme_does_not_find_the_quickstarts_run_finished():
+    (line,) = (line for line in LINES if "local_pod.sh" in line)
+    quickstart = yaml.safe_load((ROOT / "configs" / "quickstart.yaml").read_text())["run_dir"]
+    assert re.search(r"run_dir=(\S+)", line)[1] not in (quickstart, "runs/local_pod")
+
+
+@pytest.mark.parametrize("line", [line for line in DOCS if line.startswith("jaxgrpo ")])
+def test_the_commands_of_the_data_page_can_be_meant(line):
+    from jaxgrpo.data.prompts import find_template
+
+    parsed = command_line().parse_args(shlex.split(line)[1:])
+    if "--template" in line:
+        assert find_template(parsed.template).around("1+1?", "math__x") == r"Solve: 1+1? Put the answer into \boxed{}."
 
 
 @pytest.mark.parametrize("arguments", commands("eval"), ids=" ".join)

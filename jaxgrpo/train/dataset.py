@@ -67,9 +67,11 @@ def check_local_files(config: Config) -> None:
     }
     for key, path in files.items():
         if path.endswith((".parquet", ".jsonl")) and ":" not in path and not Path(path).exists():
+            subset = Path(path).name.startswith("sampled_1_")
+            command = f"data reuse data/train.parquet {Path(path).parent}" if subset else "data prepare LLM360/guru-RL-92k data"
             raise DataError(
-                f"{key}={path}: there is no such file; `jaxgrpo data prepare LLM360/guru-RL-92k data` makes those of the "
-                f"paper, or set {key} to the one you have."
+                f"{key}={path}: there is no such file; `jaxgrpo {command}` makes those of the paper, or set {key} to the one "
+                "you have."
             )
 
 

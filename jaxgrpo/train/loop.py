@@ -18,7 +18,7 @@ import numpy as np
 from eval.sampling import Graded, pass_at_1, write_records
 from jaxgrpo import interruption, storage
 from jaxgrpo.algo import group_advantages
-from jaxgrpo.config import Config, ConfigError
+from jaxgrpo.config import Config, ConfigError, replace
 from jaxgrpo.errors import UserError
 from jaxgrpo.parallel import hosts
 from jaxgrpo.train.accounting import update_bytes
@@ -77,7 +77,8 @@ def _train(config: Config, run: RunDirectory, compilations: CompilationCounter) 
     job = prepare(config)
     with job.pool, job.driver or nullcontext():
         if hosts.is_first():
-            run.write_config(job.config)
+            longer = stored is not None and run.newest_step() > job.config.train.steps  # it was once trained for more steps
+            run.write_config(replace(job.config, {"train.steps": stored.train.steps}) if longer else job.config)
             with storage.written_locally(run.path / "model") as folder:
                 write_companions(folder, job.source, job.tokenizer)
         metric = config.checkpoint.metric

@@ -54,7 +54,7 @@ class Progress:
             self.say(
                 f"WARNING   {overlap} of the held-out problems are in the training file too: Pass@1 will flatter the model"
             )
-        self.say(f"run       {self.run.path}" + (f", going on after step {done}" if done else ""))
+        self.say(f"run       {self.run.path}{_stands(done, c.train.steps)}")
         tested = [r for r in records if r.get("test_loss") is not None]
         self.tested = tested[-1] if tested else None
         self.started, self.first = time.monotonic(), done
@@ -126,7 +126,7 @@ class Progress:
         called = sys.argv[0]  # .venv/bin/jaxgrpo, where nobody activated the environment
         jaxgrpo = os.path.relpath(called) if os.path.basename(called) == "jaxgrpo" else "jaxgrpo"
         for command, what in (
-            (f"train {run}/config.yaml train.steps={2 * self.job.config.train.steps}", "go on for longer"),
+            (f"train {run}/config.yaml train.steps={2 * max(self.job.config.train.steps, last['step'])}", "go on for longer"),
             (f"export {run} {run}/hf", "the model as a Hugging Face directory"),
             ("train configs/qwen2.5-0.5b.yaml --dry-run", "what a real model would take"),
         ):
@@ -154,6 +154,13 @@ def phase_table(records: list[dict], last_save_s: float) -> Table:
     if old:
         table.caption = f"save of {old} older lines, which added all saves up: taken as the difference to the line before"
     return table
+
+
+def _stands(done: int, steps: int) -> str:
+    """How far a run has come that was begun before."""
+    if done > steps:
+        return f", finished: it has {done} steps, more than train.steps={steps}; train.steps={2 * done} would go on"
+    return f", finished at step {done}" if done == steps else f", going on after step {done}" if done else ""
 
 
 def _duration(seconds: float) -> str:

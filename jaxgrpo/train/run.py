@@ -76,6 +76,10 @@ class RunDirectory:
     def _begun(self) -> bool:
         return bool(self.metrics.read() or self.warm_start.exists() or any(self.checkpoints.glob("[0-9]*")))
 
+    def newest_step(self) -> int:
+        """The step of the newest checkpoint, 0 where there is none."""
+        return max((int(path.name) for path in self.checkpoints.glob("[0-9]*") if path.name.isdigit()), default=0)
+
     def check_same(self, config: Config, stored: Config) -> None:
         """ConfigError when this is the directory of another experiment."""
         changed = differences(config, stored)
