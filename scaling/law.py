@@ -17,7 +17,7 @@ from functools import cached_property
 import numpy as np
 from scipy.optimize import minimize
 
-from scaling import goodness, outcomes, resampling
+from scaling import agreement, goodness, outcomes, resampling
 from scaling.design import Design, design, fitted, free_lines, solve, variance_weights
 from scaling.extrapolation import Prediction, SizeErrors, level_line, predict, size_errors, slope_misfit, subset
 from scaling.projection import Solution, bounds, saturation
@@ -229,6 +229,7 @@ def fit(
         raise DataError(f"bootstrap={bootstrap}, block={block}: bootstrap counts fits, block counts steps, neither is negative")
     if block is not None and resample != "block":
         raise DataError(f"block={block} means nothing to resample={resample!r}: leave it out, or draw blocks")
+    agreement.check_units(runs)
     by_run = bootstrap > 0 and resample in ("run", "question")
     averaged = runs.mean(common_steps_only=by_run)
     d = design(averaged, x, weights)
@@ -258,7 +259,7 @@ def fit(
         averaged.digest(),
         convergence,
         draws,
-        _warnings(d, solution, draws, convergence),
+        (*_warnings(d, solution, draws, convergence), *agreement.differences(runs)),
     )
 
 

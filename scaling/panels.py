@@ -59,8 +59,10 @@ def data_reuse(runs: Runs, rows: Sequence[Reuse], title: str = "") -> Figure:
     )
     right.xaxis.set_minor_locator(NullLocator())
     right.set_xlabel("reuse factor τ")
-    right.set_ylabel("mean loss of the last 10 steps")
-    right.set_title("scatter of evaluations only, one run each")
+    right.set_ylabel("mean loss of the last 10 evaluations")
+    repeated = sorted({row.runs for row in rows})
+    count = f"{repeated[0]}" if len(repeated) == 1 else f"{repeated[0]} to {repeated[-1]}"
+    right.set_title(f"scatter of evaluations only, {count} {'run' if count == '1' else 'runs'} each")
     right.legend(loc="upper left")
     return figure
 

@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
+from scaling import agreement
 from scaling.integrity import check_line, lost_steps
 from scaling.runs import Curve, DataError, Runs, size_label
 
@@ -86,7 +87,7 @@ def load(paths: str | Path | Sequence[str | Path], *, size: str = "n_nominal") -
         if key in seen:
             raise DataError(f"{curve.where()} is read twice, from {seen[key]} and {curve.sources[0]}: name each file once")
         seen[key] = curve.sources[0]
-    return Runs(tuple(curves), tuple(notes))
+    return Runs(tuple(curves), (*notes, *agreement.assumed_families(curves)))
 
 
 def _expand(path: Path) -> Iterable[Path]:
@@ -210,9 +211,11 @@ def _curve(path: Path, key: tuple, rows: list[Row], is_log: bool, notes: list[st
         repeats=np.ones(len(kept)),
         sources=(str(path),),
         directory=str(path.parent) if is_log else None,
+        about=agreement.settings_of(path.parent) if is_log else {},
         **columns,
     )
     _check_cumulative(curve, kept, is_log, notes)
+    agreement.check_size(curve)
     return curve
 
 
@@ -241,6 +244,11 @@ def _check_cumulative(curve: Curve, rows: list[Row], is_log: bool, notes: list[s
         if not np.isfinite(values).all():
             continue
         key = NAMES[name][0]
+        parts = np.flatnonzero(values % 1) if is_log and name in ("samples", "tokens") else []
+        if len(parts):
+            raise DataError(
+                f"{rows[parts[0]].place}: {key} is {values[parts[0]]:g}, not a whole number: it counts single {key}"
+            )
         if (values <= 0).any():
             bad = int(np.argmax(values <= 0))
             raise DataError(f"{rows[bad].place}: {key} is {values[bad]:g} after step 0, must be positive")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scaling import figures, outcomes, panels, published, reuse, tables
+from scaling import agreement, figures, outcomes, panels, published, reuse, tables
 from scaling.allocation import required_x
 from scaling.comparison import compare
 from scaling.extrapolation import GROWS_WITH_N, Prediction, reach
@@ -40,7 +40,7 @@ class Options:
 
 def own(runs: Runs, options: Options, say: Callable[[str], None] = print) -> list[Law]:
     """Fit every family of `runs`, say the tables, and write law.json and figures where options.out is set."""
-    for note in runs.notes:
+    for note in (*runs.notes, *told_apart(runs)):
         say(f"note: {note}")
     laws = []
     bootstrap = OWN_BOOTSTRAP if options.bootstrap is None else options.bootstrap
@@ -57,7 +57,7 @@ def own(runs: Runs, options: Options, say: Callable[[str], None] = print) -> lis
             block=options.block,
         )
         laws.append(law)
-        say("\n" + tables.law_table(law))
+        say("\n" + tables.law_table(law, runs.notes))
         if options.predict:
             say("\n" + tables.prediction_table([_predict(law, n, x) for n, x in options.predict]))
             for n in dict.fromkeys(n for n, _ in options.predict if law.design.index(n) is not None):
@@ -69,8 +69,20 @@ def own(runs: Runs, options: Options, say: Callable[[str], None] = print) -> lis
             say(f"\nlaws against each other over {options.x} (least squares of log10 L, sizes weighted by their scatter):")
             say(tables.score_table(compare(chosen, options.x, seed=options.seed)))
         if options.out is not None:
-            _write(law, chosen, options, "" if len(runs.families) == 1 else f"-{family}", say)
+            _write(law, chosen, options, "" if len(runs.families) == 1 else f"-{file_name(family)}", say)
     return laws
+
+
+def file_name(family: str) -> str:
+    """A family as a part of a file's name."""
+    return family.replace("/", "-")
+
+
+def told_apart(runs: Runs) -> list[str]:
+    """A line where runs of several families are not fitted together."""
+    counts = {family: len(runs.select(family=family)) for family in runs.families}
+    each = ", ".join(f"{family} ({count} {'run' if count == 1 else 'runs'})" for family, count in counts.items())
+    return [f"{len(counts)} families, each fitted by itself: {each}"] if len(counts) > 1 else []
 
 
 def _predict(law: Law, n: float, x: float | None) -> Prediction:
@@ -128,7 +140,7 @@ def _write(law: Law, runs: Runs, options: Options, suffix: str, say: Callable[[s
 
 def own_reuse(runs: Runs, options: Options, say: Callable[[str], None] = print) -> None:
     """Runs that differ in reuse_factor: the reuse table and figure of every family and size."""
-    for note in runs.notes:
+    for note in (*runs.notes, *told_apart(runs)):
         say(f"note: {note}")
     draws = OWN_BOOTSTRAP if options.bootstrap is None else options.bootstrap
     if not draws:
@@ -136,13 +148,15 @@ def own_reuse(runs: Runs, options: Options, say: Callable[[str], None] = print) 
     for family in runs.families:
         for n in runs.select(family=family).sizes:
             chosen = runs.select(family=family, n=n)
+            notes = [f"! {warning}" for warning in agreement.differences(chosen)]
+            notes += [f"note: {note}" for note in chosen.mean().notes if note not in runs.notes]
             rows = reuse.analyse(chosen, draws=draws, seed=options.seed)
-            say(f"\n{family} {size_label(n)}\n" + tables.reuse_table(rows))
+            say("\n".join(["", f"{family} {size_label(n)}", *notes, tables.reuse_table(rows)]))
             if options.out is not None:
                 figures.save(
                     panels.data_reuse(chosen, rows, f"{family} {size_label(n)}"),
                     options.out,
-                    f"reuse-{family}-{size_label(n)}",
+                    f"reuse-{file_name(family)}-{size_label(n)}",
                 )
 
 

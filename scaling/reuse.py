@@ -1,6 +1,6 @@
 """Data reuse: how often may the same prompts be repeated before the held-out loss suffers?
 
-For every reuse factor tau (epochs over a subset, total prompts held fixed): the mean loss of the last steps, its
+For every reuse factor tau (epochs over a subset, total prompts held fixed): the mean loss of the last evaluations, its
 difference to tau = 1, and the slope of log10 L in log10 step. Errors come from blocks of the residuals of one run: they
 hold the scatter of evaluations, not that between runs, for which a second seed is needed.
 """

@@ -48,6 +48,7 @@ class Curve:
     reuse_factor: float | None = None
     sources: tuple[str, ...] = ()
     directory: str | None = None
+    about: dict[str, str] = field(default_factory=dict)  # settings of the run that a comparison must know
 
     def __len__(self) -> int:
         return len(self.step)
@@ -172,7 +173,8 @@ class Runs:
         curves, notes = [], list(self.notes)
         for group in groups.values():
             if len(group) > 1:
-                notes.append(f"{group[0].family} {group[0].size}: mean of {len(group)} runs")
+                names = ", ".join(curve.run for curve in group)
+                notes.append(f"{group[0].family} {group[0].size}: mean of {len(group)} runs ({names})")
             curves.append(group[0] if len(group) == 1 else _mean_curve(group, common_steps_only))
         return Runs(tuple(sorted(curves, key=lambda c: (c.family, c.n, c.reuse_factor or 0))), tuple(notes))
 

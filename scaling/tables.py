@@ -50,14 +50,16 @@ def amount(x: float, searched: tuple[float, float], digits: int = 2) -> str:
     return f"< {low:.0e}" if x < low else f"> {high:.0e}" if x > high else f"{x:.{digits}e}"
 
 
-def law_table(law: Law) -> str:
-    """Parameters with 95 % intervals, goodness pooled and per model, and every warning, above all else."""
+def law_table(law: Law, said: Sequence[str] = ()) -> str:
+    """Parameters with 95 % intervals, goodness pooled and per model, and above all else every warning, and what was done to
+    the data, but for the notes that were `said` before."""
     interval = law.intervals
     own, _, _ = free_lines(law.design)
     diagnostics = law.residuals
     n0_scale, n0_unit = _n0_unit(law.n0)
     lines = [f"{law.family}: log10 L = -k(N) log10 X + E(N), k(N) = K_max / (1 + N_0/N), X = {X_LABELS[law.x]}"]
     lines += [f"  ! {warning}" for warning in law.warnings]
+    lines += [f"  note: {note}" for note in law.design.notes if note not in said]
     lines += [
         f"  objective {law.objective}, weights {law.weights}, {int(law.design.counts.sum())} points, "
         + (

@@ -13,8 +13,10 @@ from jaxgrpo.study.design import PlannedRun, StudyConfig
 from jaxgrpo.train.metrics import read_metrics
 from jaxgrpo.whole_file import write_whole
 from scaling import figures, panels, reuse, settings, tables
+from scaling.agreement import differences
 from scaling.heldout import largest_out
 from scaling.ladder import Share, band_share, rank_correlation
+from scaling.report import file_name, told_apart
 from scaling.runs import Runs
 
 EXPECTED_RANK, EXPECTED_INSIDE = 0.8, 0.8
@@ -63,7 +65,9 @@ def _ladder(study: StudyConfig, planned: list[PlannedRun], out: Path) -> list[Se
     for family in runs.families:
         chosen = runs.select(family=family).clip(study.fit.warmup, study.fit.ending)
         for x in study.fit.x:
-            sections.append(_law_section(study, chosen, x, out, "" if len(runs.families) == 1 else f"-{family}"))
+            suffix = "" if len(runs.families) == 1 else f"-{file_name(family)}"
+            sections.append(_law_section(study, chosen, x, out, suffix))
+            sections[-1].paragraphs[:0] = told_apart(runs)
     return sections
 
 
@@ -115,9 +119,10 @@ def _reuse(study: StudyConfig, planned: list[PlannedRun], out: Path) -> list[Sec
             rows = reuse.analyse(chosen, seed=study.fit.seed)
             name = f"{family} {chosen.curves[0].size}"
             picture = _picture(
-                panels.data_reuse(chosen, rows, name), out, f"reuse-{family}-{chosen.curves[0].size}", "data reuse"
+                panels.data_reuse(chosen, rows, name), out, f"reuse-{file_name(family)}-{chosen.curves[0].size}", "data reuse"
             )
-            sections.append(Section(f"Data reuse: {name}", [_block(tables.reuse_table(rows)), picture]))
+            notes = [*differences(chosen), *chosen.mean().notes]
+            sections.append(Section(f"Data reuse: {name}", [*notes, _block(tables.reuse_table(rows)), picture]))
     return sections
 
 
@@ -130,8 +135,15 @@ def _group(study: StudyConfig, planned: list[PlannedRun], out: Path) -> list[Sec
     for x in study.fit.x:
         rows = settings.compare(arms, x, seed=study.fit.seed)
         picture = _picture(panels.settings(rows, x), out, f"group-{x}", f"loss over {SYMBOLS[x]} by group size")
-        sections.append(Section(f"Samples per prompt, over {SYMBOLS[x]}", [_block(tables.settings_table(rows, x)), picture]))
+        notes = [*differences(curve for runs in arms.values() for curve in runs), *_notes(arms)]
+        table = _block(tables.settings_table(rows, x))
+        sections.append(Section(f"Samples per prompt, over {SYMBOLS[x]}", [*notes, table, picture]))
     return sections
+
+
+def _notes(arms: dict[str, Runs]) -> list[str]:
+    """What was done to the data of each setting."""
+    return [f"{name}: {note}" for name, runs in arms.items() for note in runs.mean().notes]
 
 
 _ANALYSES = {"ladder": _ladder, "reuse": _reuse, "group": _group}
