@@ -41,9 +41,22 @@ class _Unclear(Exception):
     """The value cannot be computed, or not here."""
 
 
+_NO_VALUE = (_Outside, _Unclear, ValueError, OverflowError, ZeroDivisionError)
+
+
 def identical(gold: sympy.Expr, answer: sympy.Expr) -> bool | None:
     """Whether `answer` equals the truth `gold` wherever that is defined; None when values do not settle it."""
     return _compare(gold, answer, _equal)
+
+
+def same_constant(gold: sympy.Expr, answer: sympy.Expr) -> bool | None:
+    """Whether two expressions without symbols have the same value; None when 110 digits do not settle it."""
+    left, right = _Value({}, strict=False), _Value({}, strict=False)
+    try:
+        verdict = _equal(left.of(gold), right.of(answer))
+    except _NO_VALUE:
+        return None
+    return verdict if verdict is False or (left.trusted and right.trusted) else None
 
 
 def proportional(gold: sympy.Expr, answer: sympy.Expr, positive: bool = False) -> bool | None:
@@ -73,15 +86,16 @@ def _compare(gold: sympy.Expr, answer: sympy.Expr, agree) -> bool | None:
     if len(names) > MAX_SYMBOLS:
         return None
     positive, (whole, must) = _positive(gold), _whole(gold, answer)
+    strict = not gold.has(sympy.I) and not answer.has(sympy.I)
     pieces = gold.has(sympy.Abs) or answer.has(sympy.Abs)
     rounds = [(positive, whole | must)] + ([(set(names) - must, must)] if whole - must else [])
     for above, integers in rounds:
         needed = _AGREEING_PIECES if pieces else _AGREEING
         for point in _points(names, above, integers, _reach(gold, answer) if pieces else None):
             try:
-                left, right = _Value(point, strict=True), _Value(point, strict=False)
+                left, right = _Value(point, strict), _Value(point, strict=False)
                 verdict = agree(left.of(gold), right.of(answer))
-            except (_Outside, _Unclear, ValueError, OverflowError, ZeroDivisionError):
+            except _NO_VALUE:
                 continue
             if verdict is False:
                 return False

@@ -3,6 +3,9 @@ r"""One spelling for every answer: LaTeX with no spaces, no markup, braced argum
 import re
 import unicodedata
 
+from jaxgrpo.reward.bars import paired
+from jaxgrpo.reward.units import money_last, written_out
+
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "0123456789-+n")
 _SUPERSCRIPT_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ]+")
 _CHARACTERS = {
@@ -10,7 +13,7 @@ _CHARACTERS = {
     "∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "°": r"^{\circ}", "±": r"\pm ", "≤": r"\le ",
     "≥": r"\ge ", "≠": r"\ne ", "√": r"\sqrt ", "…": r"\ldots ", "∅": r"\emptyset ", "ℝ": r"\mathbb{R}",
     "½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}",
-    "€": "", "£": "", "¥": "", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ",
+    "℃": r"^{\circ}C", "℉": r"^{\circ}F", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ",
 }  # fmt: skip
 
 _COMMANDS = tuple(
@@ -21,7 +24,14 @@ _COMMANDS = tuple(
         (r"\\(?:display|text|script)style(?![a-zA-Z])", ""),
         (r"\\limits(?![a-zA-Z])", ""),
         (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
-        (r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf)|mbox|hbox|bm|operatorname\*?)\s*\{", r"\\text{"),
+        (r"\\(?:text)?color(?:box)?\s*\{[^{}]*\}", ""),
+        (r"\\(?:fbox|framebox|underline|ensuremath|boldsymbol|pmb)\s*\{", "{"),
+        (r"\\imath(?![a-zA-Z])", "i "),
+        (
+            r"\\(?:text(?:bf|it|rm|sf|tt|up|sl|sc|md|normal)?|emph|math(?:rm|bf|it|sf|tt|up|normal)|mbox|hbox|bm|operatorname\*?)\s*\{",
+            r"\\text{",
+        ),
+        (r"\\(?:text(?:bf|it|rm|sf|tt|up|normal)?|math(?:rm|bf|it|sf|tt|up|normal)|operatorname)\s+([a-zA-Z])", r"\\text{\1}"),
         (r"\{\\(?:rm|bf|it)(?![a-zA-Z])", r"\\text{"),
         (r"\\leq?(?:slant)?(?![a-zA-Z])", r"\\le "),
         (r"\\geq?(?:slant)?(?![a-zA-Z])", r"\\ge "),
@@ -41,25 +51,24 @@ _COMMANDS = tuple(
         (r"\\R(?![a-zA-Z])|\\mathbf\{R\}", r"\\mathbb{R}"),
         (r"\\(?:degree|textdegree)(?:s)?(?![a-zA-Z])|\^\s*\\circ(?![a-zA-Z])|\^\{\s*\\circ\s*\}", r"^{\\circ}"),
         (r"\s*\\text\{\s*degrees?\s*\}|(?<=[\d}])\s*degrees?(?![a-zA-Z])", r"^{\\circ}"),
-        (r"\s*\\text\{\s*(?:percent|per cent|\\?%)\s*\}|\s+per ?cent(?![a-zA-Z])|\\?%", r"\\%"),
+        (r"\s*\\text\{\s*(?:percent|per cent|pct\.?|\\?%)\s*\}|\s*(?<![a-zA-Z])(?:per ?cent|pct)(?![a-zA-Z])|\\?%", r"\\%"),
         (r",?\s*\\text\{\s*,?\s*(?:or|and)\s*\}|,?(?<=[\s\d)}\]])(?:or|and)(?=[\s\\(\[])", ","),
         (r"\\\$|\$|\\[\[\]()]", ""),
         (r"\\(?:arc)(sin|cos|tan)", r"\\arc\1 "),
     )
 )
+_MARKDOWN = re.compile(r"^\s*(\*\*|__|`)([^*_`]+)\1")
+_CURRENCY = re.compile("[€£¥₹]")
 _THOUSANDS_MARK = re.compile(r"\{,\}\s*|,\s*\\!\s*")
 _THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?(?![\d,])")
 _SPACED_THOUSANDS = re.compile(r"(?<!\d)\d{1,3}(?:(?:\\,|\\;|\\ | )\d{3})+(?!\d)")
 _SPACING = re.compile(r"\\[,!;:> ]|~|\\q?quad(?![a-zA-Z])|\\(?:newline|hfill)(?![a-zA-Z])")
 _MIXED_WITH_SLASH = re.compile(r"(?<![\d.])(\d+)(?:\s+|\s*\\text\{\s*(?:and)?\s*\}\s*|\s*\+\s*(?=\d+/\d+$))(\d+)/(\d+)(?!\d)")
-_UNIT_WORDS = (
-    "millimeters?|centimeters?|kilometers?|meters?|metres?|centimetres?|kilometres?|mm|cm|km|"
-    "inch(?:es)?|feet|foot|ft|yards?|miles?|mi|acres?|kg|kilograms?|grams?|pounds?|lbs?|ounces?|oz|liters?|litres?|ml|mL|gallons?|seconds?|secs?|"
-    "minutes?|mins?|hours?|hrs?|days?|weeks?|months?|years?|dollars?|cents?|euros?|units?|square units?|sq|mph|km/h|"
-    "m/s|people|students?|ways|apples?|points?|square (?:feet|meters|inches|centimeters|units|miles|cm|km)|"
-    "cubic (?:feet|meters|inches|centimeters|units|cm)|times|girls|boys|books|coins|cups|eggs|pages|tickets|bags|items"
+_COUNTED = (
+    "units?|square units?|cubic units?|people|students?|ways|apples?|points?|times|girls|boys|books|coins|cups|eggs|pages|"
+    "tickets|bags|items|grade|grades"
 )
-_PLAIN_UNIT = re.compile(rf"(?<=[\d}}])\s*({_UNIT_WORDS})(\^\{{?\d\}}?)?\s*\.?$")
+_PLAIN_UNIT = re.compile(rf"(?<=[\d}}])\s*({_COUNTED})(\^\{{?\d\}}?)?\s*\.?$")
 _OTHER_SCRIPT_UNIT = re.compile(r"(?<=[\d}])\s*([\u0400-\u04ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+)$")
 _DOUBLED = re.compile(r"\\{2,}(?=[a-zA-Z{}%$!,;:|])")
 _ENVIRONMENT = re.compile(r"\\begin")
@@ -85,11 +94,12 @@ def canonical(answer: str) -> str:
     text = "".join(" " if unicodedata.category(c) in ("Cc", "Cf", "Zs") else c for c in text)
     if _ENVIRONMENT.search(text):
         text = text.replace("\\\\", "\\cr ")  # a row break would otherwise read as an escaped space
-    text = _THOUSANDS_MARK.sub(",", text)
+    text = money_last(_MARKDOWN.sub(r"\2", _THOUSANDS_MARK.sub(",", text)))
+    text = paired(text)
     for pattern, replacement in _COMMANDS:
         text = pattern.sub(replacement, text)
-    text = text.strip().rstrip(".,;:").strip()
-    text = _joined_thousands(text)
+    text = re.sub(r"[.,;:]+\s*\}$", "}", text.strip().rstrip(".,;:").strip())
+    text = _CURRENCY.sub("", written_out(_joined_thousands(text)))
     text = _OTHER_SCRIPT_UNIT.sub(r"\\text{\1}", _PLAIN_UNIT.sub(r"\\text{\1}\2", text))
     text = _MIXED_WITH_SLASH.sub(r"\1\\frac{\2}{\3}", _SPACING.sub(" ", text))
     text = _named_functions(text)
@@ -137,6 +147,8 @@ def _braced(text: str) -> str:
     text = re.sub(r"\^([+-]?\d+)", r"^{\1}", text)  # more than TeX takes, and what writers of "2^10" mean
     text = re.sub(r"([\^_])([0-9a-zA-Z]|\\[a-zA-Z]+)", r"\1{\2}", text)
     text = re.sub(r"\^\{\\prime\}", "'", text)
+    text = re.sub(r"(\\(?:overline|bar|dot)) ?(\d)", r"\1{\2}", text)
+    text = re.sub(r"\\dot\{(\d)\}(\d*)\\dot\{(\d)\}", r"\\overline{\1\2\3}", text)
     text = re.sub(r"(\\sqrt(?:\[[^\]]*\])?) ?(\d+|[a-zA-Z]|\\[a-zA-Z]+)", r"\1{\2}", text)
     out: list[str] = []
     position = 0

@@ -8,6 +8,7 @@ to 100 times itself, and no rounding: 0.333 is not 1/3.
 from functools import lru_cache
 
 from jaxgrpo.reward.boxed import after_thinking, last_boxed
+from jaxgrpo.reward.choice import choice
 from jaxgrpo.reward.latex import canonical
 from jaxgrpo.reward.scalar import same_scalar
 from jaxgrpo.reward.structure import Shape, same, shape, split
@@ -45,6 +46,10 @@ def equivalent(gold: str, answer: str) -> bool:
     """Whether two LaTeX answers are the same; an answer far longer than the reference never is."""
     if len(answer) > max(MAX_ANSWER, 2 * len(gold)):
         return False
+    wanted, given = choice(gold), choice(answer)
+    if wanted and given:
+        both = bool(wanted[1] and given[1])
+        return wanted[0] == given[0] and (not both or _verdict(wanted[1], given[1]))
     return _verdict(gold, answer)
 
 

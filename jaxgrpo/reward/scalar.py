@@ -4,25 +4,31 @@ import re
 from fractions import Fraction
 
 from jaxgrpo.reward.number import rational
+from jaxgrpo.reward.units import as_symbol, counts, differ
 
 _UNIT = re.compile(r"(?:\\text\{([^{}]*)\}(?:\^\{(\d)\})?)+$")
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _DEGREE = r"^{\circ}"
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?)\^\{\\circ\}")
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
-_BASED = re.compile(r"([0-9A-Za-z]+)_\{(?:\\text\{)?(\d+|two|three|four|five|six|seven|eight|nine|sixteen)\}?\}")
+_BASED = re.compile(r"([0-9A-Za-z]+)_\{(?:\\text\{)?(\d+|two|three|four|five|six|seven|eight|nine|ten|sixteen)\}?\}")
 _RATIO = re.compile(r"\d+(?::\d+)+")
 _CLOCK = re.compile(r"(?:[01]?\d|2[0-3]):[0-5]\d")
 _INTRODUCTION = re.compile(r"\\text\{[^{}]*(?:is|are|:|=)\}(?=.)")
-_WORD = re.compile(r"[A-Za-z]{4,}|[A-Z]{2,}")
-_BASE_NAMES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "sixteen": 16}
-_UNIT_NAMES = {
-    "mm": "millimeter", "cm": "centimeter", "m": "meter", "km": "kilometer", "inches": "inch", "in": "inch",
-    "feet": "foot", "ft": "foot", "yd": "yard", "mi": "mile", "g": "gram", "kg": "kilogram", "lb": "pound",
-    "oz": "ounce", "s": "second", "sec": "second", "min": "minute", "h": "hour", "hr": "hour", "l": "liter",
-    "ml": "milliliter", "metre": "meter", "centimetre": "centimeter", "kilometre": "kilometer", "litre": "liter",
-}  # fmt: skip
-_KNOWN_UNITS = frozenset(_UNIT_NAMES.values()) | {"dollar", "cent", "day", "week", "month", "year", "acre"}
+_WORD = re.compile(r"[A-Za-z]{4,}|[A-Z]{2,}|(?i:yes|no|odd|all|any|one|two|six|ten|red)")
+_RELATION = re.compile(r"(\\le(?![a-zA-Z])|\\ge(?![a-zA-Z])|\\ne(?![a-zA-Z])|[<>]) ?")
+_BASE_NAMES = {
+    "two": 2,
+    "three": 3,
+    "four": 4,
+    "five": 5,
+    "six": 6,
+    "seven": 7,
+    "eight": 8,
+    "nine": 9,
+    "ten": 10,
+    "sixteen": 16,
+}
 
 
 def same_scalar(gold: str, answer: str) -> bool:
@@ -32,8 +38,11 @@ def same_scalar(gold: str, answer: str) -> bool:
     gold, answer = _angles(gold), _angles(answer)
     gold_body, gold_unit = _unit(gold)
     body, unit = _unit(answer)
-    if _differ(gold_unit, unit):
+    if differ(gold_unit, unit):
         return False
+    if bool(gold_unit) != bool(unit):
+        gold_body += as_symbol(gold_unit, body)
+        body += as_symbol(unit, gold_body)
     if gold_unit != unit and "%" in (gold_unit, unit):
         return _same_percent((gold_body, gold_unit), (body, unit))
     if gold_unit != unit and "°" in (gold_unit, unit) and r"\pi" in gold_body + body:
@@ -50,7 +59,10 @@ def _unit(text: str) -> tuple[str, str]:
         return text[: -len(_DEGREE)], "°"
     match = _UNIT.search(text)
     if match and match.start() and text[match.start() - 1] not in "+-*/=(,^_ ":
-        return text[: match.start()], (match[1].casefold() if match[1] else "") + (match[2] or "")
+        words = _TEXT.findall(match.group())
+        if all(counts(word) for word in words if word):
+            known = [word for word in words if word.startswith("@")]
+            return text[: match.start()], known[0] if known else words[-1].casefold() + (match[2] or "")
     return text, ""
 
 
@@ -59,22 +71,6 @@ def _angles(text: str) -> str:
     if not _TRIGONOMETRIC.search(text):
         return text
     return _DEGREES.sub(r"(\\frac{\1\\pi}{180})", text)
-
-
-def _differ(first: str, second: str) -> bool:
-    """Whether both units are known and not the same; an unknown or missing unit contradicts nothing."""
-    known = [_known_unit(unit) for unit in (first, second)]
-    return all(known) and known[0] != known[1]
-
-
-def _known_unit(unit: str) -> str:
-    match = re.fullmatch(r"(square|sq|cubic)?([a-z]+?)(\d?)", unit)
-    if not match:
-        return ""
-    name = _UNIT_NAMES.get(match[2], match[2])
-    name = name if name in _KNOWN_UNITS else _UNIT_NAMES.get(name.removesuffix("s"), name.removesuffix("s"))
-    power = match[3] or {"square": "2", "sq": "2", "cubic": "3"}.get(match[1], "")
-    return name + power if name in _KNOWN_UNITS else ""
 
 
 def _same_percent(gold: tuple[str, str], answer: tuple[str, str]) -> bool:
@@ -98,6 +94,10 @@ def _same_value(gold: str, answer: str) -> bool:
     exact, value = rational(gold), rational(answer)
     if exact is not None and value is not None:
         return exact == value
+    chains = _chain(gold), _chain(answer)
+    if chains != (None, None):
+        return None not in chains and _same_chain(*chains)
+    gold, answer = _decimal_base(gold, answer), _decimal_base(answer, gold)
     for form in (_based, _ratio):
         sides = form(gold), form(answer)
         if sides != (None, None):
@@ -105,6 +105,44 @@ def _same_value(gold: str, answer: str) -> bool:
     from jaxgrpo.reward.algebra import equal  # sympy takes seconds to import; most answers never need it
 
     return equal(gold, answer)
+
+
+def _chain(text: str) -> list[tuple[str, str, str]] | None:
+    r"""[(smaller, "<", greater), ...] for a chain of inequalities, whichever way it is written; None for anything else."""
+    terms = _RELATION.split(text)
+    if len(terms) == 1 or not all(terms) or "=" in text:
+        return None
+    return [
+        (terms[n + 1], {">": "<", r"\ge": r"\le"}[terms[n]], terms[n - 1])
+        if terms[n] in (">", r"\ge")
+        else (terms[n - 1], terms[n], terms[n + 1])
+        for n in range(1, len(terms), 2)
+    ]
+
+
+def _same_chain(gold: list[tuple[str, str, str]], answer: list[tuple[str, str, str]]) -> bool:
+    rest = list(answer)
+    for wanted in gold:
+        found = next((given for given in rest if _same_inequality(wanted, given)), None)
+        if found is None:
+            return False
+        rest.remove(found)
+    return not rest
+
+
+def _same_inequality(gold: tuple[str, str, str], answer: tuple[str, str, str]) -> bool:
+    if gold[1] != answer[1]:
+        return False
+    from jaxgrpo.reward.algebra import same_sign
+
+    differences = [f"({high})-({low})" for low, _, high in (gold, answer)]
+    return gold == answer or same_sign(*differences, positive=gold[1] != r"\ne")
+
+
+def _decimal_base(text: str, other: str) -> str:
+    """61 for 61_{10}, beside a number that has no base."""
+    form = _based(text)
+    return form[0] if form and form[1] == 10 and not _based(other) and form[0].isdigit() else text
 
 
 def _based(text: str) -> tuple[str, int] | None:

@@ -15,8 +15,12 @@ MAX_ELEMENTS = 64
 _MATRIX = re.compile(r"\\begin\{([pbvBV]?matrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\{\1\}")
 _RELATION = re.compile(r"\\le(?![a-zA-Z]) ?|\\ge(?![a-zA-Z]) ?|<|>")
 _NAME = re.compile(r"[^\d+\-*/^<>=][^+\-*/^<>=]*|\|[A-Za-z]+\|")
-_VARIABLE = re.compile(r"(?:[a-zA-Z]|\\[a-zA-Z]+)(?:_\{\w+\})?")
+_VARIABLE = re.compile(r"(?!e$|i$|\\pi$|\\infty$)(?:[a-zA-Z]|\\[a-zA-Z]+)(?:_\{\w+\})?")
 _INFINITY = r"\infty"
+_TUPLE_OF_NAMES = re.compile(r"\([a-zA-Z\\][^()+*/^=\d-]*(?:_\{\d\})?(?:,[a-zA-Z\\][^()+*/^=]*)+\)")
+_BUILT_SET = re.compile(r"\\\{([a-zA-Z])(?:\\in(?![a-zA-Z]) ?\\mathbb\{R\})?(?:\||\\mid(?![a-zA-Z]) ?|:)(.+)\\\}")
+_ALPHABET = "abcdefghijklmnopqrstuvwxyz"
+_KNOWN_ORDERS = (("r", "theta"), ("rho", "theta", "phi"), ("h", "k"))
 
 
 @dataclass(frozen=True)
@@ -53,9 +57,17 @@ def shape(text: str) -> Shape:
         if all(item.kind in _INTERVALS and _RELATION.search(item.text) for item in items):
             return Shape("union", text, tuple(replace(item, label="") for item in items), items[0].label)
         return Shape("list", text, items)
+    built = _BUILT_SET.fullmatch(text)
+    if built and (described := shape(built[2])).label == built[1]:
+        return described
     label, body = _assignment(text)
     if label:
-        return replace(shape(body), text=text, label=label)
+        value = shape(body)
+        names = split(label[1:-1], ",") if _TUPLE_OF_NAMES.fullmatch(label) else []
+        if value.kind == "(" and len(names) == len(value.items):  # (x,y)=(1,2) is x=1, y=2
+            named = tuple(replace(item, label=name) for item, name in zip(value.items, names, strict=True))
+            return replace(value, text=text, items=named)
+        return replace(value, text=text, label=label)
     return _interval(text) or _bracketed(text)
 
 
@@ -108,7 +120,7 @@ def _interval(text: str) -> Shape | None:
     if len(signs) == 2 and _VARIABLE.fullmatch(terms[1]) and rising[0] == rising[1]:
         low, name, high = terms if rising[0] else reversed(terms)
         low_closed, high_closed = closed if rising[0] else reversed(closed)
-    elif len(signs) == 1 and _VARIABLE.fullmatch(terms[0]) != _VARIABLE.fullmatch(terms[1]):
+    elif len(signs) == 1 and bool(_VARIABLE.fullmatch(terms[0])) != bool(_VARIABLE.fullmatch(terms[1])):
         first = bool(_VARIABLE.fullmatch(terms[0]))
         name, bound = terms if first else reversed(terms)
         low, high = ("-" + _INFINITY, bound) if rising[0] == first else (bound, _INFINITY)
@@ -161,7 +173,7 @@ def same(gold: Shape, answer: Shape, same_scalar: Same) -> bool:
     if kinds in ({"{"}, {"{", "list"}, {"list"}, {"union"}):
         return _unordered(gold.items, answer.items, same_scalar)
     if len(kinds) == 1 or kinds == {"(", "list"}:  # a list may lack the parentheses of a tuple, never its order
-        return _ordered(gold.items, answer.items, same_scalar)
+        return _same_tuple(gold, answer, same_scalar)
     if kinds == {"matrix", "("}:
         rows, other = (gold, answer) if gold.kind == "matrix" else (answer, gold)
         column = tuple(row.items[0] for row in rows.items if len(row.items) == 1)
@@ -171,6 +183,42 @@ def same(gold: Shape, answer: Shape, same_scalar: Same) -> bool:
         items = (gold.items, (answer,)) if gold.kind == "{" else ((gold,), answer.items)
         return _unordered(*items, same_scalar)
     return False
+
+
+def _same_tuple(gold: Shape, answer: Shape, same_scalar: Same) -> bool:
+    """Element by element; values with names stand in the order of the names, which has to be known."""
+    named = [side for side in (gold, answer) if all(item.label for item in side.items)]
+    if len(named) == 2:
+        return _unordered(gold.items, answer.items, same_scalar)
+    sides = [side.items for side in (gold, answer)]
+    if named:
+        explicit = named[0].kind == "("  # (m,b)=(2,3) says its order itself, x=1, y=2 does not
+        items = _in_order(named[0].items) or (named[0].items if explicit else None)
+        if items is None:
+            return False
+        sides[1 if named[0] is answer else 0] = tuple(replace(item, text=_value(item), label="") for item in items)
+    return _ordered(*sides, same_scalar)
+
+
+def _in_order(items: tuple[Shape, ...]) -> tuple[Shape, ...] | None:
+    """`items` in the order that their names have as coordinates: x, y, z or x_1, x_2; None for other names."""
+    names = [re.sub(r"[\\{} ]", "", item.label) for item in items]
+    if len(set(names)) < len(names):
+        return None  # x=1, x=2 are two answers, not one pair
+    for order in _KNOWN_ORDERS:
+        if set(names) == set(order):
+            return tuple(items[names.index(name)] for name in order)
+    numbered = [re.fullmatch(r"([a-zA-Z])_(\d+)", name) for name in names]
+    if all(len(name) == 1 for name in names):
+        places = [_ALPHABET.find(name.casefold()) for name in names]
+    elif all(numbered) and len({match[1] for match in numbered}) == 1:
+        places = [int(match[2]) for match in numbered]
+    else:
+        return None
+    first = min(places)
+    if first < 0 or sorted(places) != list(range(first, first + len(places))):
+        return None
+    return tuple(items[places.index(place)] for place in sorted(places))
 
 
 def _value(item: Shape) -> str:
