@@ -21,7 +21,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -81,13 +81,27 @@ def load(paths: str | Path | Sequence[str | Path], *, size: str = "n_nominal") -
     if not curves:
         raise DataError("; ".join(empty))
     notes += [f"left out: {reason}" for reason in empty]
-    seen: dict[tuple, str] = {}
-    for curve in curves:
-        key = (curve.family, curve.n, curve.reuse_factor, curve.run)
-        if key in seen:
-            raise DataError(f"{curve.where()} is read twice, from {seen[key]} and {curve.sources[0]}: name each file once")
-        seen[key] = curve.sources[0]
+    curves = _named_apart(curves)
     return Runs(tuple(curves), (*notes, *agreement.assumed_families(curves)))
+
+
+def _named_apart(curves: list[Curve]) -> list[Curve]:
+    """Runs of one name in several places called by their place. DataError for a file that was given twice."""
+    place = {id(curve): Path(curve.sources[0]).resolve() for curve in curves}
+    groups: dict[tuple, list[Curve]] = {}
+    for curve in curves:
+        groups.setdefault((curve.family, curve.n, curve.reuse_factor, curve.run), []).append(curve)
+    found = []
+    for curve in curves:
+        alike = [one for one in groups[curve.family, curve.n, curve.reuse_factor, curve.run] if one is not curve]
+        again = next((one for one in alike if place[id(one)] == place[id(curve)]), None)
+        if again is not None:
+            raise DataError(
+                f"{curve.where()} is read twice, from {again.sources[0]} and {curve.sources[0]}: name each file once"
+            )
+        where = place[id(curve)].parent if curve.directory else place[id(curve)]
+        found.append(replace(curve, run=str(where)) if alike else curve)
+    return found
 
 
 def _expand(path: Path) -> Iterable[Path]:

@@ -53,7 +53,7 @@ def measure(curve: Curve, x: str, last: int, draws: int, rng: np.random.Generato
     dt = t - t.mean()
     k_draws = -(dt * (line + drawn)).sum(1) / (dt**2).sum()
     final = float(curve.loss[-last:].mean())
-    final_draws = final * (1 + np.log(10) * drawn[:, -last:].mean(1))
+    final_draws = np.clip(final * (1 + np.log(10) * drawn[:, -last:].mean(1)), 0, 1)
     return Measured(float(-slope), float(intercept), k_draws, final, final_draws)
 
 

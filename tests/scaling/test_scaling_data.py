@@ -211,3 +211,12 @@ def test_equal_data_have_an_equal_digest_and_a_changed_loss_another(published):
     changed = scaling.Runs(tuple(scaling.runs.replace(c, loss=c.loss * (1 + 1e-9)) for c in base))
     assert base.digest() == scaling.load(DATA / "qwen2.5_post_training.csv").select(family="qwen2.5-base").digest()
     assert base.digest() != changed.digest()
+
+
+def test_two_runs_of_one_name_in_two_places_are_two_runs_and_one_file_twice_is_an_error(tmp_path, ladder):
+    first, second = (write_run(tmp_path / place / "run", 20_000, losses(0.1)) for place in "ab")
+    assert {curve.run for curve in scaling.load([first, second])} == {str(first), str(second)}
+    (note,) = scaling.load([first, second]).mean().notes
+    assert str(first) in note and str(second) in note
+    with pytest.raises(DataError, match="read twice"):
+        scaling.load([first, first / ".." / "run"])

@@ -109,3 +109,13 @@ def test_what_cannot_be_compared_is_refused(arms):
         settings.compare(arms | {"other": noisy(7, 0.01).select(n=SIZES[0])}, "data")
     with pytest.raises(DataError, match="has 3 points; 5 are needed"):
         settings.compare({"a": arms["G = 4"], "b": arms["G = 8"].between(last=3)}, "data")
+
+
+def test_no_interval_of_a_last_loss_leaves_the_losses_that_can_be():
+    noisy = {
+        name: make_runs(autoregressive(np.random.default_rng(seed), (1, 30), 0.3, 0.05), k_max=1e-3, n0=1.0, sizes=SIZES[:1],
+                        levels=[-0.02], steps=30)
+        for seed, name in enumerate(("one", "two"))
+    }  # fmt: skip
+    for row in settings.compare(noisy, "data"):
+        assert 0 <= row.final_interval[0] <= row.final_interval[1] <= 1

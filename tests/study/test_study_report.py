@@ -4,7 +4,8 @@ import numpy as np
 
 from jaxgrpo.config import Config, replace
 from jaxgrpo.study.design import FitConfig, PlannedRun, StudyConfig
-from jaxgrpo.study.report import write_report
+from jaxgrpo.study.report import _verdict, write_report
+from scaling.ladder import Share
 from tests.scaling.synthetic_curves import write_run
 
 
@@ -23,3 +24,10 @@ def test_a_report_names_the_runs_that_were_averaged_and_the_evaluations_that_dif
     assert "G = 2: mini 20k: mean of 2 runs (g2-seed0 seed 0, g2-seed1 seed 1)" in text
     assert "MIXED EVALUATION: test_n is 500 in" in text and "250 in 20k (g4-seed1 seed 1)" in text
     assert any("MIXED EVALUATION" in line for line in said)
+
+
+def test_a_verdict_agrees_with_the_figure_that_it_shows():
+    assert "Came: 0.7959, 95 %" in _verdict("share", Share(39 / 49, 0.6, 0.9), 0.8) and "MISSED" in _verdict(
+        "share", Share(39 / 49, 0.6, 0.9), 0.8
+    )
+    assert "Came: 0.80, 95 %" in _verdict("share", Share(0.8, 0.6, 0.9), 0.8)
