@@ -29,6 +29,9 @@ MAX_BITS = 250_000.0  # of an evaluated integer: 10,000! fits
 MAX_FACTORIAL_BITS = 14.0  # of a factorial's argument
 MAX_NODES = 400
 _LARGE_BINOMIAL = re.compile(r"\\[dt]?binom\{\d{5,}\}")  # the one function that the parser evaluates by itself
+_DECORATED = re.compile(r"\d(?:_\{|')")  # a subscript or prime of a number, which the parser drops
+_PRIME = re.compile(r"(?<![A-Za-z\\])([A-Za-z])('+)")
+_PRODUCT = re.compile(r"(\\frac\{[^{}]*\}\{[^{}]*\})(?=\\frac)")  # which the parser takes for a mixed number
 _TRACE = re.compile(r"(\\[A-Za-z]+)|tr")  # which the parser takes for a function's name
 _LETTERS, _COMMAND = re.compile(r"[A-Za-z]{3,}"), re.compile(r"\\[A-Za-z]+")
 _FUNCTIONS = frozenset("arccos arcsin arctan cos cosh cot csc det exp gcd lcm lim log max min mod sec sin sinh tan".split())
@@ -123,11 +126,13 @@ def _words(text: str) -> bool:
 @lru_cache(maxsize=4096)
 def _parsed(text: str) -> sympy.Basic | None:
     """The unevaluated expression, i as the imaginary unit; None when `text` does not parse or must not be evaluated."""
-    if depth(text) > MAX_DEPTH or "|" in text or _LARGE_BINOMIAL.search(text):
+    if depth(text) > MAX_DEPTH or "|" in text or _DECORATED.search(text) or _LARGE_BINOMIAL.search(text):
         return None
+    text = _PRIME.sub(lambda match: f"{match[1]}_{{{len(match[2]) * 'p'}}}", text)  # the parser drops primes
+    text = _PRODUCT.sub(r"\1\\cdot ", decimals_as_fractions(text))
     try:
         tree = latex2sympy(
-            _TRACE.sub(lambda match: match[1] or "t r", decimals_as_fractions(text)).replace(r"\cdot", r"\cdot "),
+            _TRACE.sub(lambda match: match[1] or "t r", text).replace(r"\cdot", r"\cdot "),
             is_real=True,
             normalization_config=None,
             conversion_config=_CASE_MATTERS,

@@ -54,7 +54,8 @@ def shape(text: str) -> Shape:
     commas = [part for part in split(text.replace(";", ","), ",") if part]
     if len(commas) > 1:
         items = tuple(item for part in commas for item in _signs(part))
-        if all(item.kind in _INTERVALS and _RELATION.search(item.text) for item in items):
+        named = {item.label for item in items}
+        if len(named) == 1 and all(item.kind in _INTERVALS and _RELATION.search(item.text) for item in items):
             return Shape("union", text, tuple(replace(item, label="") for item in items), items[0].label)
         return Shape("list", text, items)
     built = _BUILT_SET.fullmatch(text)

@@ -72,15 +72,18 @@ _ORDINAL = re.compile(
 _PLAIN_ORDINAL = re.compile(rf"(\d+)(?:({_SUFFIX})|\s*\^\s*\{{\s*({_SUFFIX})\s*\}})(?![a-zA-Z])")
 _ANY_WORD = re.compile(r"\\text|\\frac\s*\{\s*[a-zA-Z]|(?<![\\A-Za-z])[^\W\d_]{2}|[€£¥₹]|(?<=\d)\s*/?[A-Za-z]|\\circ")
 _POWER_INSIDE = re.compile(r"\\text\{([^{}]*)\^\{([^{}]*)\}")
+# what does not count gets a mark while its words are still apart
+_AFTER_VALUE = re.compile(r"(?<=[\w}).!])((?:\s|~|\\[,;:! ])*)\\text\{([^{}]*\s[^{}]*[^{}\s][^{}]*)\}")
 _EMPTY = re.compile(r"\\text\{\s*\}")
 _LETTER = re.compile(r"\\text\{\s*([A-Za-z])\s*\}")
 # words after a number that make it another number, or no number at all
 _CHANGING = frozenset(
-    "squared cubed factorial plus minus times divided multiplied over root pi e i or more less fewer greater least most at "
-    "than not no half quarter quarters gross mil mille cien ciento cientos docena docenas tausend hundert dutzend permille "
-    "approximately about nearly almost between to two three four five six seven eight nine ten eleven twelve twenty thirty "
-    "forty fifty sixty seventy eighty ninety hundred hundreds thousand thousands million millions billion billions trillion "
-    "dozen dozens third thirds fourth fourths fifth fifths tenth tenths percent power".split()
+    "squared cubed factorial plus minus times divided multiplied over root pi e i or more less fewer greater least most "
+    "at than not no half quarter quarters gross mil mille cien ciento cientos docena docenas tausend hundert dutzend "
+    "permille approximately about nearly almost between to two three four five six seven eight nine ten eleven twelve "
+    "twenty thirty doubled tripled halved twice thrice negative reciprocal inverse is are was wrong incorrect false "
+    "forty fifty sixty seventy eighty ninety hundred hundreds thousand thousands million millions billion billions "
+    "trillion dozen dozens third thirds fourth fourths fifth fifths tenth tenths percent power".split()
 )
 _FOREIGN_NUMBER = re.compile(r"mil+i?[oóõ]\w*|mil+iard\w*|bil+i?[oóõ]\w*", re.IGNORECASE)
 
@@ -104,6 +107,7 @@ def written_out(text: str) -> str:
         text = _NUMBER_WORD.sub(_factor, text)
     text = _CELSIUS.sub(lambda match: r"\text{celsius}" if "C" in match.groups() else r"\text{fahrenheit}", text)
     text = _with_known_unit(_CELSIUS_WORDS.sub(lambda match: match[1].casefold(), text))
+    text = _AFTER_VALUE.sub(lambda match: match[0] if counts(match[2]) else rf"{match[1]}\text{{!{match[2]}}}", text)
     return _LETTER.sub(r" \1", text)
 
 
