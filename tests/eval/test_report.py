@@ -5,7 +5,7 @@ from itertools import combinations
 
 import pytest
 
-from eval.report import suite_result, write_report
+from eval.report import markdown, suite_result, write_report
 from eval.run import EvaluationFolder
 
 RIGHT = {0: (1, 0, 0, 0, 0, 0, 0), 1: (0, 1, 1, 0, 0, 1, 0), 2: (0, 0, 0, 0, 0, 0, 0), 3: (0, 0, 0, 0, 0, 1, 1)}
@@ -19,9 +19,9 @@ def outcomes(samples, name="own", **further):
     ]
 
 
-def about(*names, **further):
+def about(*names, samples=2, **further):
     suites = {f"suite {name}": {"title": name, "questions": 4, "overlong": 0, "digest": "d"} for name in names}
-    return {"model": "m", "max_prompt_tokens": 9, "temperature": 0.7} | further | suites
+    return {"model": "m", "max_prompt_tokens": 9, "samples": samples, "temperature": 0.7} | further | suites
 
 
 def by_hand(samples, k):
@@ -46,7 +46,7 @@ def table(path):
 
 @pytest.mark.parametrize("samples", [2, 3, 4, 5, 6, 7])
 def test_pass_at_k_is_printed_under_the_k_that_it_was_computed_for(samples, tmp_path):
-    write_report(folder(tmp_path, about("own"), own=outcomes(samples)), ["own"])
+    write_report(folder(tmp_path, about("own", samples=samples), own=outcomes(samples)), ["own"])
     head, rows = table(tmp_path)
     assert rows["own"][head.index(f"pass@{samples}")] == f"{by_hand(samples, samples):.3f}"
     assert rows["own"][head.index(f"avg@{samples}")] == f"{by_hand(samples, 1):.3f}"
@@ -57,7 +57,9 @@ def test_pass_at_k_is_printed_under_the_k_that_it_was_computed_for(samples, tmp_
 
 
 def test_suites_of_different_sample_counts_name_the_k_of_each(tmp_path):
-    write_report(folder(tmp_path, about("three", "six"), three=outcomes(3), six=outcomes(6)), ["three", "six"])
+    settings = about("three", "six")
+    results = [suite_result(name, settings, outcomes(samples)) for name, samples in (("three", 3), ("six", 6))]
+    (tmp_path / "report.md").write_text(markdown(results, [outcomes(1)[0]] * 2, settings, None))
     head, rows = table(tmp_path)
     column = head.index("pass@k")
     for name, k in (("three", 3), ("six", 6)):
