@@ -87,7 +87,7 @@ def sample_and_grade(
 
     def grade(response: Response) -> None:
         problem = prompts[response.request].problem
-        text = tokenizer.decode(response.tokens, skip_special_tokens=True)
+        text = response_text(response, tokenizer)
         key = (response.request, response.sample)
         ended[key] = response
         pool.submit(key, (problem.data_source, text, problem.ground_truth, problem.extra_info))
@@ -132,11 +132,17 @@ def outcomes(prompts: list[EncodedPrompt], graded: Graded, tokenizer) -> list[Ou
 
 
 def _outcome(prompt: EncodedPrompt, sample: int, response: Response, grade: Grade, tokenizer) -> Outcome:
-    text = tokenizer.decode(response.tokens, skip_special_tokens=True)
+    text = response_text(response, tokenizer)
     truncated = response.finish == "length"
     return Outcome(
         prompt.problem.index, int(sample), text, grade.score, len(response.tokens), truncated, grade.error, grade.figures
     )
+
+
+def response_text(response: Response, tokenizer) -> str:
+    """What a response says, without the stop token that ended it. Other special tokens stay: `4<pad>` is not 4."""
+    said = response.tokens[:-1] if response.finish == "stop" else response.tokens
+    return tokenizer.decode(said, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 def pass_at_1(results: list[Outcome]) -> float:

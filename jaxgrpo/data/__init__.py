@@ -8,7 +8,7 @@ from jaxgrpo.data.arithmetic import (
     training_problems,
     warmup_examples,
 )
-from jaxgrpo.data.chat import load_tokenizer, save_tokenizer
+from jaxgrpo.data.chat import load_tokenizer, save_tokenizer, unknown_ids
 from jaxgrpo.data.files import encode_prompts, load_demonstrations, load_problems
 from jaxgrpo.data.order import PromptOrder
 from jaxgrpo.data.problem import DataError, EncodedPrompt, Problem
@@ -28,5 +28,6 @@ __all__ = [
     "save_tokenizer",
     "training_problem",
     "training_problems",
+    "unknown_ids",
     "warmup_examples",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -46,6 +47,21 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
             "(the one of the instruct model of the same family will do)"
         )
     return tokenizer
+
+
+def unknown_ids(tokenizer: PreTrainedTokenizerBase, vocab: int) -> tuple[tuple[int, int], ...]:
+    """The ids of a model's padded vocabulary that its tokenizer does not know, as ranges (first, end) in order.
+
+    They decode to nothing. Raises DataError for a tokenizer with ids that the model does not have.
+    """
+    known = sorted(set(tokenizer.get_vocab().values()))
+    if not known or known[-1] >= vocab:
+        raise DataError(
+            f"the tokenizer {tokenizer.name_or_path} has {len(known)} tokens, the last with id {known[-1] if known else None}, "
+            f"the model a vocabulary of {vocab}: set data.tokenizer to the model's own"
+        )
+    edges = [-1, *known, vocab]
+    return tuple((before + 1, after) for before, after in itertools.pairwise(edges) if after > before + 1)
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:

@@ -84,7 +84,7 @@ def insert(
         here = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, slot, 1), (key_B2, sampling, limit_B))
         key_12, sampling_1, limit_1 = here
         logits_1V = jax.lax.dynamic_slice_in_dim(prefix.logits_RV, row, 1)
-        token_1, logp_1 = sample_tokens(logits_1V, key_12, jnp.zeros(1, jnp.int32), sampling_1, truncate=settings.truncate)
+        token_1, logp_1 = sample_tokens(logits_1V, key_12, jnp.zeros(1, jnp.int32), sampling_1, **_choice(settings))
         one_1 = jnp.ones(1, jnp.int32)
         new = {
             "token_B": token_1,
@@ -146,6 +146,11 @@ def _logits(config: ModelConfig, params, x_BD: jax.Array) -> jax.Array:
     return output_logits(params, rms_norm(x_BD, params["final_norm"], config.rms_eps))
 
 
+def _choice(settings: EngineSettings) -> dict:
+    """How `sample_tokens` chooses, in every program that does."""
+    return {"truncate": settings.truncate, "unknown": settings.unknown}
+
+
 def _is_stop(settings: EngineSettings, token_B: jax.Array) -> jax.Array:
     return jnp.isin(token_B, jnp.array(settings.stop_ids or (-1,), jnp.int32))
 
@@ -166,7 +171,7 @@ def _decode_one(config: ModelConfig, settings: EngineSettings, params, state: De
         x_B1D, new = block(config, w, x_B1D, rope, attend_fn)
         caches.append(new)
     logits_BV = constrain(_logits(config, params, x_B1D[:, 0]), "batch", None)
-    token_B, logp_B = sample_tokens(logits_BV, state.key_B2, state.count_B, state.sampling, truncate=settings.truncate)
+    token_B, logp_B = sample_tokens(logits_BV, state.key_B2, state.count_B, state.sampling, **_choice(settings))
     going_B = ~state.done_B
     count_B = state.count_B + going_B
     state = replace(

@@ -8,7 +8,12 @@ index); they cost a tenth of what Threefry for every entry of the vocabulary wou
 Truncation keeps the tokens whose probability reaches a threshold, so that top-k, top-p and min-p are one comparison each; the
 threshold of top-k and top-p is found by bisection over the bits of a float32, which needs no sort either.
 
-Shapes: B slots, V vocab.
+A model's vocabulary is often padded: ids that its tokenizer does not know would be trained on and decode to nothing. They are
+never drawn, but they keep their share of the softmax that log-probabilities are taken of, as tokens that truncation leaves out
+do: the trainer's log-softmax runs over the whole vocabulary (so do transformers', verl's and TRL's), and sampler and trainer
+must agree. What is drawn follows the same probabilities over the tokenizer's ids, scaled to a sum of 1.
+
+Shapes: B slots, V vocab, K ids up to the last one that the tokenizer knows.
 """
 
 from dataclasses import dataclass
@@ -59,29 +64,54 @@ def sample_keys(seed: int, stream: str, step: int, prompts: np.ndarray, samples:
 
 
 def sample_tokens(
-    logits_BV: jax.Array, keys_B2: jax.Array, index_B: jax.Array, sampling: Sampling, *, truncate: bool
+    logits_BV: jax.Array,
+    keys_B2: jax.Array,
+    index_B: jax.Array,
+    sampling: Sampling,
+    *,
+    truncate: bool,
+    unknown: tuple[tuple[int, int], ...] = (),
 ) -> tuple[jax.Array, jax.Array]:
     """One token per slot and its log-probability (float32) under softmax(logits / temperature), not truncated.
 
     Temperature 0 takes the largest logit and reports its log-probability at temperature 1. index_B is the number of tokens that
-    each slot has generated before this one. truncate: whether top_k, top_p and min_p are looked at.
+    each slot has generated before this one. truncate: whether top_k, top_p and min_p are looked at. unknown: ranges of ids
+    (first, end), in order, that are never drawn and of which truncation does not know either.
     """
-    V = logits_BV.shape[1]
     greedy_B = sampling.temperature == 0
     scaled_BV = logits_BV.astype(jnp.float32) / jnp.where(greedy_B, 1.0, sampling.temperature)[:, None]
-    largest_B1 = jnp.max(scaled_BV, axis=-1, keepdims=True)
-    below_BV = scaled_BV - largest_B1
-    p_BV = jnp.exp(below_BV)
-    total_B = jnp.sum(p_BV, axis=-1)
-    allowed_BV = p_BV
+    scaled_BK, unknown_BU = _split(scaled_BV, unknown)
+    K = scaled_BK.shape[1]
+    largest_B1 = jnp.max(scaled_BK, axis=-1, keepdims=True)
+    below_BK = scaled_BK - largest_B1
+    p_BK = jnp.exp(below_BK)
+    logz_B = jnp.log(jnp.sum(p_BK, axis=-1))
+    if unknown_BU is not None:
+        logz_B = jnp.logaddexp(logz_B, jax.nn.logsumexp(unknown_BU - largest_B1, axis=-1))
+    allowed_BK = p_BK
     if truncate:
-        allowed_BV = jnp.where(p_BV >= truncation_threshold(p_BV, sampling)[:, None], p_BV, -1.0)
-    score_BV = jnp.where(greedy_B[:, None], below_BV, allowed_BV / exponential_noise(keys_B2, index_B, V))
-    best_B1 = jnp.max(score_BV, axis=-1, keepdims=True)
+        allowed_BK = jnp.where(p_BK >= truncation_threshold(p_BK, sampling)[:, None], p_BK, -1.0)
+    score_BK = jnp.where(greedy_B[:, None], below_BK, allowed_BK / exponential_noise(keys_B2, index_B, K))
+    best_B1 = jnp.max(score_BK, axis=-1, keepdims=True)
     # The first of the best. Two plain reductions: a variadic argmax runs five times slower on CPU.
-    token_B = jnp.min(jnp.where(score_BV == best_B1, jnp.arange(V, dtype=jnp.int32), V - 1), axis=-1)
-    chosen_B = jnp.take_along_axis(below_BV, token_B[:, None], axis=-1)[:, 0]
-    return token_B, chosen_B - jnp.log(total_B)
+    token_B = jnp.min(jnp.where(score_BK == best_B1, jnp.arange(K, dtype=jnp.int32), K - 1), axis=-1)
+    chosen_B = jnp.take_along_axis(below_BK, token_B[:, None], axis=-1)[:, 0]
+    return token_B, chosen_B - logz_B
+
+
+def _split(scaled_BV: jax.Array, unknown: tuple[tuple[int, int], ...]) -> tuple[jax.Array, jax.Array | None]:
+    """(what is drawn from [B, K], the rest [B, U] or None). Unknown ids at the end, the usual place, are cut off; others
+    are -inf in the first and alone finite in the second."""
+    V = scaled_BV.shape[1]
+    if not unknown:
+        return scaled_BV, None
+    K = unknown[-1][0] if unknown[-1][1] == V else V
+    holes_V = np.zeros(V, bool)
+    for first, end in unknown:
+        holes_V[first:end] = True
+    if not holes_V[:K].any():
+        return scaled_BV[:, :K], scaled_BV[:, K:]
+    return jnp.where(holes_V[:K], -jnp.inf, scaled_BV[:, :K]), jnp.where(holes_V, scaled_BV, -jnp.inf)
 
 
 def exponential_noise(keys_B2: jax.Array, index_B: jax.Array, vocab: int) -> jax.Array:

@@ -38,6 +38,7 @@ class EngineSettings:
     prefill_tokens: int  # prompt tokens of one `prefill_batch`
     stop_ids: tuple[int, ...]
     pad_id: int = 0
+    unknown: tuple[tuple[int, int], ...] = ()  # ranges (first, end) of ids that the tokenizer lacks: never sampled
     dtype: str = "bfloat16"  # of weights and activations
     cache_dtype: str = ""  # of the KV cache, "int8" for a quantised one; default: dtype
     weights: str = ""  # "int8" for quantised matrices; default: dtype
@@ -74,6 +75,9 @@ class EngineSettings:
         bad = [i for i in self.stop_ids if not 0 <= i < vocab]
         if bad:
             raise EngineError(f"stop token ids {bad} lie outside the vocabulary of {vocab}: mend generation_config.json.")
+        known = vocab - sum(end - first for first, end in self.unknown)
+        if known < 1 or any(not 0 <= first < end <= vocab for first, end in self.unknown):
+            raise EngineError(f"unknown token ids {self.unknown} leave nothing of a vocabulary of {vocab} or lie outside it.")
         if not 0 <= self.pad_id < vocab:
             raise EngineError(f"pad token id {self.pad_id} lies outside the vocabulary of {vocab}.")
 

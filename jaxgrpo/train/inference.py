@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxgrpo import storage
 from jaxgrpo.config import SERVING_KEYS, Config, ConfigError, load_config, replace
-from jaxgrpo.data import load_tokenizer
+from jaxgrpo.data import load_tokenizer, unknown_ids
 from jaxgrpo.model.config import ModelConfig
 from jaxgrpo.model.hf import load_params
 from jaxgrpo.model.parameters import abstract_parameters, parameter_table
@@ -125,7 +125,7 @@ def _engine(served: Served, tokenizer, most: int, *, chunk: int, prefill_tokens:
     config = serving_sizes(served.config, model, len(devices), device_memory(devices[0]), most)
     eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     stop_ids = served.source.stop_ids or (() if eos is None else (eos,))
-    settings = engine_settings(config, stop_ids, 0 if pad is None else pad)
+    settings = engine_settings(config, stop_ids, 0 if pad is None else pad, unknown_ids(tokenizer, model.vocab))
     settings = dataclasses.replace(settings, chunk=chunk, prefill_tokens=prefill_tokens)
     mesh = jax.sharding.Mesh(np.array(devices).reshape(-1, config.rollout.tensor), ("replica", "tensor"))
     return Engine(model, settings, mesh, tokenizer=tokenizer)

@@ -13,7 +13,7 @@ import numpy as np
 
 from eval.sampling import Outcome, dealt_together, outcomes, pass_at_1, sample_and_grade
 from jaxgrpo.config import Config, ConfigError, replace
-from jaxgrpo.data import DATA_SOURCE, EncodedPrompt, load_tokenizer
+from jaxgrpo.data import DATA_SOURCE, EncodedPrompt, load_tokenizer, unknown_ids
 from jaxgrpo.model.hf import load_params
 from jaxgrpo.model.parameters import count_parameters
 from jaxgrpo.model.source import ModelSource, resolve_model
@@ -241,7 +241,7 @@ def prepare(config: Config) -> Job:
     config = resolve_sizes(config, source.config, len(devices), device_memory(jax.local_devices()[0]), hosts.count())
     mesh = trainer_mesh((config.mesh.data, config.mesh.fsdp, config.mesh.tensor), devices)
     tensor = config.rollout.tensor
-    settings = engine_settings(config, stop_ids, pad_id)
+    settings = engine_settings(config, stop_ids, pad_id, unknown_ids(tokenizer, source.config.vocab))
     engine = Engine(
         source.config,
         dataclasses.replace(settings, slots=settings.slots // hosts.count()),

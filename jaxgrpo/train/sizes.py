@@ -104,8 +104,8 @@ def config_sampling(config: Config) -> Sampling:
     return Sampling(c.temperature, c.top_k, c.top_p, c.min_p)
 
 
-def engine_settings(config: Config, stop_ids: tuple[int, ...], pad_id: int) -> EngineSettings:
-    """What the sampler's engine is made with."""
+def engine_settings(config: Config, stop_ids: tuple[int, ...], pad_id: int, unknown=()) -> EngineSettings:
+    """What the sampler's engine is made with. unknown: the ids that the tokenizer lacks, see `data.unknown_ids`."""
     c = config.rollout
     return EngineSettings(
         slots=c.slots,
@@ -115,6 +115,7 @@ def engine_settings(config: Config, stop_ids: tuple[int, ...], pad_id: int) -> E
         prefill_tokens=c.prefill_tokens,
         stop_ids=stop_ids,
         pad_id=pad_id,
+        unknown=unknown,
         dtype=c.dtype,
         weights=c.weights,
         cache_dtype=c.cache_dtype,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from eval.failures import failure_line
-from eval.sampling import Graded, Outcome
+from eval.sampling import Graded, Outcome, response_text
 from jaxgrpo.config import RewardConfig
 from jaxgrpo.data import EncodedPrompt
 from jaxgrpo.errors import UserError
@@ -45,7 +45,7 @@ class RewardWatch:
         ]
         if failures:
             question, error, response = failures[0]
-            text = tokenizer.decode(response.tokens, skip_special_tokens=True)
+            text = response_text(response, tokenizer)
             self.warn("training", f"step {step}: {failure_line(len(failures), answers, question, error, text)}")
         if equal == 1.0:
             mean = np.mean([grade.score for grades in graded.grades for grade in grades])
