@@ -10,11 +10,12 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from scaling import published, report
+from scaling import published, report, tables
 from scaling.design import OBJECTIVES, WEIGHTS
 from scaling.law import RESAMPLES
 from scaling.reading import SMALLEST_N, load
@@ -119,6 +120,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         given = vars(parser().parse_args(None if argv is None else list(argv)))
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() or os.environ.get("COLUMNS") else None
+    with tables.narrowed(width):
+        return _fit(given, lambda text: print(tables.wrapped(text, width)))
+
+
+def _fit(given: dict, say: Callable[[str], None]) -> int:
     metrics = given.pop("metrics", [])
     family, size = given.get("family"), given.get("size", "n_nominal")
     options = report.Options(**{name: value for name, value in given.items() if name not in SELECTION})
@@ -126,10 +133,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.bootstrap == 0 and given.keys() & {"resample", "block"}:
             return _refused(given.keys() & {"resample", "block"}, "with --bootstrap 0, which draws nothing")
         if not metrics and not given.keys() - TABLE_6:
-            report.from_paper(options)
+            report.from_paper(options, say)
             return 0
         if not metrics:
-            print("no METRICS: the published curves of arXiv 2509.25300; without these options, the paper's Table 6")
+            say("no METRICS: the published curves of arXiv 2509.25300; without these options, the paper's Table 6")
         runs = load(metrics or published.DATA / published.MAIN, size=size)
         if family is not None:
             runs = runs.select(family=family)
@@ -139,9 +146,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return _refused(
                     sorted(given.keys() - REUSE), "to runs that differ in reuse_factor: these are compared, no law is fitted"
                 )
-            report.own_reuse(runs, options)
+            report.own_reuse(runs, options, say)
         else:
-            report.own(runs, options)
+            report.own(runs, options, say)
     except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 from scaling.allocation import Requirement, best_size, crossovers
 from scaling.comparison import Score
@@ -15,18 +18,55 @@ from scaling.reuse import Reuse
 from scaling.runs import X_LABELS, size_label
 from scaling.settings import Setting
 
+_GAP = "  "
 SCATTER_ONLY = "\n(intervals hold the scatter of evaluations within a run, not that between runs)"
 
 
+_width: ContextVar[int | None] = ContextVar("width", default=None)
+
+
+@contextmanager
+def narrowed(width: int | None) -> Iterator[None]:
+    """Inside, tables are at most `width` wide where that can be: columns that do not fit come below, after the first one again.
+    No figure is left out or cut."""
+    token = _width.set(width)
+    try:
+        yield
+    finally:
+        _width.reset(token)
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns padded to their widest entry, the first to the left, the others to the right."""
+    """Columns padded to their widest entry, the first to the left, the others to the right; see `narrowed`."""
     widths = [max(len(str(row[i])) for row in (header, *rows)) for i in range(len(header))]
+    blocks: list[list[int]] = [[0]]
+    for column in range(1, len(header)):
+        taken = sum(widths[i] + len(_GAP) for i in blocks[-1]) + widths[column]
+        if _width.get() is not None and taken > _width.get() and len(blocks[-1]) > 1:
+            blocks.append([0])
+        blocks[-1].append(column)
 
-    def line(row):
-        cells = [str(cell).ljust(widths[0]) if i == 0 else str(cell).rjust(widths[i]) for i, cell in enumerate(row)]
-        return "  ".join(cells).rstrip()
+    def line(row, columns):
+        return _GAP.join(str(row[i]).rjust(widths[i]) if i else str(row[i]).ljust(widths[i]) for i in columns).rstrip()
 
-    return "\n".join([line(header), "  ".join("-" * width for width in widths), *(line(row) for row in rows)])
+    def block(columns):
+        rule = _GAP.join("-" * widths[i] for i in columns)
+        return "\n".join([line(header, columns), rule, *(line(row, columns) for row in rows)])
+
+    return "\n\n".join(map(block, blocks))
+
+
+def wrapped(text: str, width: int | None) -> str:
+    """Lines longer than `width` columns go on below, broken between words alone."""
+    if width is None:
+        return text
+
+    def lines(line: str) -> list[str]:
+        indent = " " * (len(line) - len(line.lstrip()) + 4)
+        words = {"break_long_words": False, "break_on_hyphens": False, "replace_whitespace": False, "drop_whitespace": True}
+        return textwrap.wrap(line, width, subsequent_indent=indent, **words) if len(line) > width else [line]
+
+    return "\n".join(part for line in text.split("\n") for part in lines(line))
 
 
 def spread(pair: tuple[float, float] | None, scale: float = 1.0, digits: int = 4) -> str:

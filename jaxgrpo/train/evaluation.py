@@ -1,5 +1,6 @@
 """`jaxgrpo eval`: suites on a model or on a checkpoint of a run, in a folder that can be gone on with."""
 
+import contextlib
 import hashlib
 import json
 import time
@@ -18,11 +19,13 @@ from jaxgrpo.data import DATA_SOURCE
 from jaxgrpo.reward import GraderPool
 from jaxgrpo.rollout.sampling import Sampling
 from jaxgrpo.storage import location
+from jaxgrpo.train.activity import Activity
 from jaxgrpo.train.checkpoint import has_checkpoints
 from jaxgrpo.train.dataset import asks_for_code, suite_questions
 from jaxgrpo.train.inference import Served, batch_engine, find, load_newest, tokenizer_of
 
 SUITES = ("heldout", "math_500", "aime2024", "amc2023", "gsm8k", "humaneval", "zebra", "supergpqa")
+_TITLE = 12  # columns that a suite's title is folded into on a narrow terminal
 _LINES = 10  # progress lines of a suite where there is no terminal
 
 
@@ -43,7 +46,7 @@ def evaluate(served: Served, suites: list[str], out: str | None, compare: str | 
     """Run the suites (empty: those that fit the model's data) on `served`, write the report, print it; returns the figures."""
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
-        console.width = 150  # of a table in a log
+        console.width = 1000  # of a table in a log: as wide as it is
     c = served.config
     names = suites or ([DATA_SOURCE] if c.data.test == DATA_SOURCE and served.step else list(SUITES))
     other = EvaluationFolder(compare) if compare else None
@@ -53,7 +56,8 @@ def evaluate(served: Served, suites: list[str], out: str | None, compare: str | 
     asked = suite_questions(names, c, tokenizer)
     served, folder = answer(served, asked, lambda found: out or _default_folder(found), tokenizer, console)
     results = write_report(folder, [questions.name for questions in asked], other)
-    console.print(result_table(results, served.name))
+    table = result_table(results, served.name, console.width if console.is_terminal else None)
+    console.print(table, soft_wrap=False)
     for result in results:
         warn_of_failures(folder.outcomes(result.name), result.title, console)
     console.print(f"report    {folder.path / 'report.md'}, {folder.path / 'report.png'}", markup=False)
@@ -82,7 +86,8 @@ def answer(
         most = max(len(questions.prompts) for questions in asked) * c.eval.samples
         engine = batch_engine(served, tokenizer, most)
         # Before the folder is written to: it is named after the checkpoint that can be read.
-        served, weights = load_newest(served, engine, lambda text: console.print(text, markup=False))
+        with Activity(console) as activity, activity.doing("loading the weights and compiling"):
+            served, weights = load_newest(served, engine, activity.say)
         loaded, folder = (engine, weights), EvaluationFolder(folder_of(served))
     folder.open(_settings(served, asked) | settings)
     if todo := folder.missing(asked):
@@ -121,31 +126,58 @@ def warn_of_failures(records: list[dict], title: str, console: Console) -> None:
         console.print(f"WARNING   {title}: {failure_line(len(failed), len(records), *example)}", markup=False)
 
 
-def result_table(results: list[SuiteResult], model: str) -> Table:
-    """The closing table of an evaluation."""
+def result_table(results: list[SuiteResult], model: str, width: int | None = None) -> Table:
+    """The closing table of an evaluation; in fewer columns than it takes, the least important figures are left out whole."""
     samples, compared = results[0].samples, any(result.comparison for result in results)
+    failed = any(r.grader_errors for r in results)
+    columns = [  # rank, of which the highest goes first; heading; cells
+        (0, "suite", [r.title for r in results]),
+        (4, "questions", [f"{r.questions:,}" for r in results]),
+        (0, f"avg@{samples}", [f"{r.avg.value:.3f}" for r in results]),
+        (0, "95 % interval", [f"{r.avg.low:.3f} to {r.avg.high:.3f}" for r in results]),
+    ]
+    if samples > 1:
+        columns.append((1, f"pass@{max(results[0].pass_at)}", [f"{r.pass_at[max(r.pass_at)].value:.3f}" for r in results]))
+    columns += [
+        (5, "tokens", [f"{r.tokens:,.0f}" for r in results]),
+        (3, "cut off", [f"{r.truncated:.0%}" for r in results]),
+        (6, "over-long", [str(r.overlong) for r in results]),
+        (1 if failed else 7, "errors", [str(r.grader_errors) for r in results]),
+    ]
+    if compared:
+        pairs = [r.comparison for r in results]
+        columns.append((0, "difference", ["" if c is None else f"{c.difference.value:+.3f}" for c in pairs]))
+        columns.append((2, "p", ["" if c is None else f"{c.p_value:.3g}" for c in pairs]))
+
+    def taken(head: str, cells: list[str]) -> int:
+        longest = max(map(len, (head, *cells)))
+        return 3 + (min(longest, _TITLE) if head == "suite" else longest)
+
+    left_out = []
+    while width is not None and 1 + sum(taken(head, cells) for _, head, cells in columns) > width:
+        least = max(columns, key=lambda column: column[0])
+        if least[0] == 0:
+            break
+        columns.remove(least)
+        left_out.append(least[1])
     table = Table(title=model, title_justify="left")
-    heads = ["suite", "questions", f"avg@{samples}", "95 % interval"]
-    heads += [f"pass@{max(results[0].pass_at)}"] if samples > 1 else []
-    heads += ["tokens", "cut off", "over-long", "errors"] + (["difference", "p"] if compared else [])
-    for head in heads:
-        table.add_column(head, justify="left" if head == "suite" else "right")
-    for r in results:
-        cells = [r.title, f"{r.questions:,}", f"{r.avg.value:.3f}", f"{r.avg.low:.3f} to {r.avg.high:.3f}"]
-        cells += [f"{r.pass_at[max(r.pass_at)].value:.3f}"] if samples > 1 else []
-        cells += [f"{r.tokens:,.0f}", f"{r.truncated:.0%}", str(r.overlong), str(r.grader_errors)]
-        if compared:
-            cells += [f"{r.comparison.difference.value:+.3f}", f"{r.comparison.p_value:.3g}"] if r.comparison else ["", ""]
-        table.add_row(*cells)
+    for _, head, _ in columns:
+        table.add_column(head, justify="left" if head == "suite" else "right", overflow="fold", no_wrap=head != "suite")
+    for row in zip(*(cells for *_, cells in columns), strict=True):
+        table.add_row(*row)
+    if left_out:
+        table.caption = f"too narrow for {', '.join(left_out)}: report.md has all"
     return table
 
 
 class _Progress:
-    """A bar on a terminal, a line for every tenth of a suite elsewhere."""
+    """A bar on a terminal; elsewhere a line for every tenth of a suite, and whenever 30 s went by without one."""
 
     def __init__(self, console: Console, title: str):
         self.console, self.title, self.shown, self.started = console, title, 0, time.monotonic()
         self.bar = None
+        self.activity = Activity(console)
+        self.within = contextlib.ExitStack()
         if console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self.bar = Progress(*columns, console=console)
@@ -153,20 +185,24 @@ class _Progress:
 
     def __enter__(self) -> "_Progress":
         if self.bar:
-            self.bar.start()
+            self.within.enter_context(self.bar)
+        else:
+            self.within.enter_context(self.activity)
+            self.within.enter_context(self.activity.doing(self.title))
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self.bar:
-            self.bar.stop()
+        self.within.close()
 
     def update(self, done: int, total: int, score: float) -> None:
         if self.bar:
             self.bar.update(self.task, completed=done, total=total, description=f"{self.title}  {score:.3f}")
-        elif done == total or done * _LINES // total > self.shown:
+            return
+        self.activity.count(done, total, "answers")
+        if done == total or done * _LINES // total > self.shown:
             self.shown = done * _LINES // total
             seconds = time.monotonic() - self.started
-            self.console.print(f"{self.title:<20} {done:,} of {total:,} answers, score {score:.3f}, {seconds:.0f} s")
+            self.activity.say(f"{self.title:<20} {done:,} of {total:,} answers, score {score:.3f}, {seconds:.0f} s")
 
 
 def _settings(served: Served, asked: list[Questions]) -> dict:

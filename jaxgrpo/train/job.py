@@ -1,6 +1,7 @@
 """What stays fixed through a run: model, data, mesh, engine, graders and the compiled programs."""
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,6 +55,7 @@ class Job:
     engine: Engine
     pool: GraderPool
     driver: DriverProcess | None  # with rollout.driver=jetstream
+    tell: Callable[[int, int, str], None] = lambda done, total, of: None  # hears of every response of `sample` that ends
 
     @property
     def model(self):
@@ -155,6 +157,18 @@ class Job:
         """Sampled and graded responses of `prompts`; see eval.sampling.sample_and_grade. Every host makes those of its share of
         the prompts, and all hosts get all of them."""
         share = prompts[hosts.index() :: hosts.count()]
+        make, total = self.driver.generate if self.driver else scheduler.generate, samples * len(share)
+
+        def generate(*given, on_finish):
+            ended = itertools.count(1)
+
+            def finish(response):
+                self.tell(next(ended), total, "responses")
+                on_finish(response)
+
+            self.tell(0, total, "responses")
+            return make(*given, on_finish=finish)
+
         mine = sample_and_grade(
             self.engine,
             weights,
@@ -167,7 +181,7 @@ class Job:
             samples=[range(samples)] * len(share),
             sampling=sampling,
             max_new=self.config.rollout.max_new_tokens,
-            generate=self.driver.generate if self.driver else scheduler.generate,
+            generate=generate,
         )
         return dealt_together(hosts.gather(mine, f"the responses of all hosts ({stream}, step {step})"))
 

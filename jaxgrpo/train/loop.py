@@ -36,6 +36,14 @@ from jaxgrpo.train.step import ON_POLICY
 from jaxgrpo.train.warmup import make_encoder, warm_up
 from jaxgrpo.train.watch import EQUAL, RewardWatch
 
+_TITLES = {
+    "score_s": "scoring",
+    "update_s": "update",
+    "sync_s": "hand-over of the weights",
+    "eval_s": "evaluation",
+    "save_s": "saving",
+}
+
 
 class Stopped(UserError):
     """The run was asked to end before its last step, and saved what it had."""
@@ -64,17 +72,19 @@ def train(config: Config) -> None:
     run = RunDirectory(config.run_dir)
     if hosts.is_first():
         run.lock()
-    with interruption.looking_ahead(run.outlook):
-        _train(config, run, compilations)
+    progress = Progress(run)
+    with interruption.looking_ahead(run.outlook), progress.activity:
+        _train(config, run, compilations, progress)
 
 
-def _train(config: Config, run: RunDirectory, compilations: CompilationCounter) -> None:
+def _train(config: Config, run: RunDirectory, compilations: CompilationCounter, progress: Progress) -> None:
     hosts.check_shared(run.path, run.LOCK)
     stored = hosts.from_first(run.stored_config() if hosts.is_first() else None, "the config of the run directory")
     if stored is not None:
         config = adopt(config, stored, len(jax.devices()))
         run.check_same(config, stored)
-    job = prepare(config)
+    with progress.doing("reading the model's files and the data"):
+        job = prepare(config)
     with job.pool, job.driver or nullcontext():
         if hosts.is_first():
             longer = stored is not None and run.newest_step() > job.config.train.steps  # it was once trained for more steps
@@ -84,7 +94,7 @@ def _train(config: Config, run: RunDirectory, compilations: CompilationCounter) 
         metric = config.checkpoint.metric
         if config.checkpoint.best and metric.startswith("suite_") and metric.removeprefix("suite_") not in job.suites:
             raise ConfigError(f"checkpoint.metric={metric} is of no suite here: there are {', '.join(job.suites)}.")
-        Trainer(job, run, compilations).run_all()
+        Trainer(job, run, compilations, progress).run_all()
 
 
 @dataclass(frozen=True)
@@ -101,9 +111,10 @@ class _Work:
 
 
 class Trainer:
-    def __init__(self, job: Job, run: RunDirectory, compilations: CompilationCounter):
+    def __init__(self, job: Job, run: RunDirectory, compilations: CompilationCounter, progress: Progress):
         self.job, self.config, self.run, self.compilations = job, job.config, run, compilations
-        self.progress = Progress(job, run)
+        self.progress = progress
+        job.tell = progress.activity.count
         self.watch = RewardWatch(job.config.reward, self.progress.say)
         self.checkpoints = Checkpoints(run.checkpoints, job.config.checkpoint)
         self.totals = Totals()
@@ -120,7 +131,7 @@ class Trainer:
         likewise after one whose rewards are past a limit."""
         steps = self.config.train.steps
         state, done = self.start()
-        self.progress.begin(done, self.run.metrics.read())
+        self.progress.begin(self.job, done, self.run.metrics.read())
         self.watch.begin(self.run.metrics.read())
         self.line_at = time.perf_counter()
         try:
@@ -130,7 +141,7 @@ class Trainer:
                 self.check_before(done + 1)
                 for step in range(done + 1, steps + 1):
                     self.current, self.stop_request.training = step, True
-                    with self.profiled(step):
+                    with self.profiled(step), self.progress.doing(f"step {step}/{steps}"):
                         state = self.step(state, step)
                     asked = self.asked_to_stop(step) if step < steps else None
                     if step < steps and (asked or self.watch.past(self.measured)):
@@ -139,7 +150,6 @@ class Trainer:
                     self.checkpoints.wait()
                 best = self.checkpoints.best()
         finally:
-            self.progress.stop()
             self.checkpoints.close()
         if hosts.is_first():
             draw_learning_curve(self.run.metrics.read(), self.run.plots / "learning_curve.png", title=self.config.model)
@@ -182,9 +192,10 @@ class Trainer:
         train = self.config.train
         with_reference = self.config.algo.kl_coef > 0
         self.reference = cast_params(initial, jnp.dtype(train.dtype), train.offload == "all") if with_reference else None
-        if self.job.driver is None:
-            self.job.engine.compile(self.job.engine.load_params(initial))
-        self.job.compile_updates(self.reference)
+        with self.progress.doing("compiling the programs of rollouts and updates"):
+            if self.job.driver is None:
+                self.job.engine.compile(self.job.engine.load_params(initial))
+            self.job.compile_updates(self.reference)
         for complaint in self.checkpoints.complaints:
             self.progress.say(f"WARNING   {complaint}")
         steps = hosts.from_first(self.checkpoints.steps(), "the list of checkpoints")
@@ -206,7 +217,8 @@ class Trainer:
         for step in steps:
             restored = complaint = None
             try:
-                restored = self.checkpoints.restore(step, self.job.abstract_state())
+                with self.progress.doing(f"reading the checkpoint of step {step}"):
+                    restored = self.checkpoints.restore(step, self.job.abstract_state())
             except CheckpointError as error:
                 complaint = str(error)
             complaints = [text for text in hosts.gather(complaint, f"checkpoint {step} to be read") if text]
@@ -239,8 +251,10 @@ class Trainer:
 
     def initial_policy(self) -> dict:
         """Loaded or random weights, after the supervised start where one is configured; that is done once per run."""
+        loading = "loading the weights"
         if not self.config.warmup.steps:
-            return self.job.initial_params()
+            with self.progress.doing(loading):
+                return self.job.initial_params()
         if not hosts.from_first(self.run.warm_start.exists(), "whether there is a warm start"):
             job = self.job
             encode = make_encoder(
@@ -250,20 +264,28 @@ class Trainer:
                 self.config.rollout.max_new_tokens,
                 self.config.data.overlong,
             )
+            with self.progress.doing(loading):
+                params = job.initial_params()
+
+            def pass1(params, step):
+                with self.progress.doing("evaluation"):
+                    return job.pass_at_1(params, step, "warmup")
+
             params = warm_up(
-                job.initial_params(),
+                params,
                 job.model,
                 self.config,
                 job.mesh,
                 encode=encode,
                 pad_id=job.pad_id,
-                pass1=lambda params, step: job.pass_at_1(params, step, "warmup"),
-                report=self.progress.say,
+                pass1=pass1,
+                progress=self.progress.activity,
             )
             save_params(self.run.warm_start, params)
         remedy = f"delete {self.run.warm_start} to warm up again"
         self.say_if_unprotected(self.run.warm_start)
-        return load_params(self.run.warm_start, self.job.abstract_params(), remedy)
+        with self.progress.doing(loading):
+            return load_params(self.run.warm_start, self.job.abstract_params(), remedy)
 
     def step(self, state: TrainState, step: int) -> TrainState:
         """One GRPO step: P prompts x G samples, then P / minibatch updates."""
@@ -271,7 +293,7 @@ class Trainer:
         prompts = self.job.prompts.at(step - 1)
         weights = self.sampler_weights(state)
         sampling = config_sampling(config)
-        with jax.profiler.TraceAnnotation("rollout and grade"):
+        with jax.profiler.TraceAnnotation("rollout and grade"), self.progress.doing("rollouts and grading"):
             graded = self.job.sample(
                 weights, prompts, stream="train", step=step, samples=config.rollout.samples, sampling=sampling
             )
@@ -328,6 +350,7 @@ class Trainer:
             for rows, old, reference, used in minibatches:
                 state, metrics = self.job.update(state, rows, old, reference, used)
                 measured.append(metrics)
+                self.progress.activity.count(len(measured), len(minibatches), "minibatches")
                 jax.block_until_ready(measured[-2:-1])
             measured = jax.device_get(measured)
         return state, self.update_metrics(measured, differences)
@@ -468,7 +491,7 @@ class Trainer:
     @contextmanager
     def timed(self, name: str):
         start = time.perf_counter()
-        with jax.profiler.TraceAnnotation(name.removesuffix("_s")):
+        with jax.profiler.TraceAnnotation(name.removesuffix("_s")), self.progress.doing(_TITLES[name]):
             yield
         self.seconds[name] += time.perf_counter() - start
 

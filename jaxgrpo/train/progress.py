@@ -2,30 +2,35 @@
 
 import os
 import sys
-import time
+from contextlib import AbstractContextManager
 
 from rich.console import Console
 from rich.table import Table
 
 from jaxgrpo.parallel import hosts
+from jaxgrpo.train.activity import Activity, fitted
 from jaxgrpo.train.metrics import phase_seconds
 
 
 class Progress:
-    """Writes to standard output: one line that is kept up to date on a terminal, a line a step elsewhere."""
+    """Writes to standard output: lines that are kept up to date on a terminal, a line a step elsewhere; see `activity`."""
 
-    def __init__(self, job, run):
-        self.job, self.run = job, run
+    def __init__(self, run):
+        self.run = run
         self.console = Console(highlight=False, soft_wrap=True, quiet=not hosts.is_first())
-        self.status = self.console.status("") if self.console.is_terminal else None
+        self.activity = Activity(self.console)
         self.tested: dict | None = None  # the record of the last evaluation
-        self.started = self.steps_done = 0
+        self.compilations: int | None = None  # of the process, at the last line
+        self.step_seconds: list[tuple[float, bool]] = []  # of the steps of this process, and whether something was compiled
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False)
+        self.activity.say(text)
 
-    def begin(self, done: int, records: list[dict]) -> None:
-        job, c = self.job, self.job.config
+    def doing(self, what: str) -> AbstractContextManager:
+        return self.activity.doing(what)
+
+    def begin(self, job, done: int, records: list[dict]) -> None:
+        self.job, c = job, job.config
         n = job.identity["n_params"]
         size = f"{n / 1e9:.2f} B" if n >= 1e9 else f"{n / 1e6:.2f} M" if n >= 1e6 else f"{n / 1e3:.0f} k"
         shape = " x ".join(f"{axis} {size}" for axis, size in job.mesh.shape.items())
@@ -57,9 +62,6 @@ class Progress:
         self.say(f"run       {self.run.path}{_stands(done, c.train.steps)}")
         tested = [r for r in records if r.get("test_loss") is not None]
         self.tested = tested[-1] if tested else None
-        self.started, self.first = time.monotonic(), done
-        if self.status:
-            self.status.start()
 
     def step(self, step: int, record: dict) -> None:
         if record.get("test_loss") is not None:
@@ -67,41 +69,50 @@ class Progress:
         if not hosts.is_first():  # a sign of life for the one who looks for the host that is stuck
             print(f"host {hosts.index()} is done with step {step}/{self.job.config.train.steps}", flush=True)
             return
-        line = self._line(step, record)
-        if self.status:
-            self.status.update(line)
-        if not self.status or "test_loss" in record:
+        if step > 0:
+            self.step_seconds.append((record["step_s"], record["compilations"] != self.compilations))
+        self.compilations = record["compilations"]
+        terminal = self.activity.on_terminal
+        line = self._line(step, record, self.console.width if terminal else None)
+        self.activity.headline = line
+        if not terminal or "test_loss" in record:
             self.say(line)
 
-    def _line(self, step: int, record: dict) -> str:
+    def _line(self, step: int, record: dict, width: int | None) -> str:
+        """The line of a step, what matters less left out where the terminal is narrow."""
         total = self.job.config.train.steps
-        parts = [f"step {step:>{len(str(total))}}/{total}"]
+        parts = [(0, f"step {step:>{len(str(total))}}/{total}")]
         if "reward_mean" in record:
-            parts.append(f"reward {record['reward_mean']:.3f}")
+            parts.append((0, f"reward {record['reward_mean']:.3f}"))
         if self.tested:
             of = f" (step {self.tested['step']})" if self.tested["step"] != step else ""
-            parts.append(f"Pass@1 {1 - self.tested['test_loss']:.3f}{of}")
+            parts.append((0, f"Pass@1 {1 - self.tested['test_loss']:.3f}{of}"))
         if "reward_mean" in record:
-            if record["grader_failed_fraction"]:
-                parts.append(f"graders failed {record['grader_failed_fraction']:.1%}")
-            parts.append(f"length {record['response_length_mean']:.1f}")
-            parts.append(f"rollout {record['rollout_tokens_per_s']:,.0f} tokens/s")
-            parts.append(f"{record['step_s']:.2f} s/step")
+            if record.get("grader_failed_fraction"):
+                parts.append((0, f"graders failed {record['grader_failed_fraction']:.1%}"))
+            parts.append((3, f"length {record['response_length_mean']:.1f}"))
+            parts.append((4, f"rollout {record['rollout_tokens_per_s']:,.0f} tokens/s"))
+            parts.append((2, f"{record['step_s']:.2f} s/step"))
         if "rollout_first_host_s" in record:
-            parts.append(f"hosts' rollouts {record['rollout_first_host_s']:.2f} to {record['rollout_last_host_s']:.2f} s")
-        if step > self.first:
-            left = (time.monotonic() - self.started) / (step - self.first) * (total - step)
-            parts.append(f"{_duration(left)} left")
-        return "  ".join(parts)
+            spread = f"{record['rollout_first_host_s']:.2f} to {record['rollout_last_host_s']:.2f} s"
+            parts.append((5, f"hosts' rollouts {spread}"))
+        left = self.seconds_left(total - step)
+        if left is not None:
+            parts.append((1, f"{_duration(left)} left"))
+        return fitted(parts, width)
 
-    def stop(self) -> None:
-        """End the live line; the terminal's cursor is hidden until then."""
-        if self.status:
-            self.status.stop()
+    def seconds_left(self, steps: int) -> float | None:
+        """For so many steps at the mean of those that compiled nothing; None before there was one, unless all compile."""
+        seconds = [taken for taken, compiled in self.step_seconds if not compiled]
+        if not seconds and len(self.step_seconds) > 3:
+            seconds = [taken for taken, _ in self.step_seconds[1:]]
+        return steps * sum(seconds) / len(seconds) if seconds else None
 
     def end(self, records: list[dict], best_checkpoint: tuple[int, float] | None, last_save_s: float) -> None:
         """The closing tables. last_save_s: the loop's seconds after the last line, for the save of the last step."""
         table = Table(title="result", title_justify="left", show_header=False)
+        for _ in range(2):
+            table.add_column(overflow="fold")
         tested = [r for r in records if r.get("test_loss") is not None]
         if tested:
             best = min(tested, key=lambda r: r["test_loss"])
@@ -114,8 +125,8 @@ class Progress:
         table.add_row(*compute_row(last))
         if last["grader_errors"] or last["skipped_updates"]:
             table.add_row("grader errors, skipped updates", f"{last['grader_errors']}, {last['skipped_updates']}")
-        self.console.print(table)
-        self.console.print(phase_table(records, last_save_s))
+        self.console.print(table, soft_wrap=False)
+        self.console.print(phase_table(records, last_save_s), soft_wrap=False)
         run = self.run.path
         self.say(f"curve     {self.run.plots / 'learning_curve.png'}")
         self.say(f"metrics   {self.run.metrics.path}")

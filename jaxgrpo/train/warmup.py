@@ -16,6 +16,7 @@ from jaxgrpo.data import EncodedPrompt, Problem, encode_prompts, load_demonstrat
 from jaxgrpo.model.config import ModelConfig
 from jaxgrpo.parallel import hosts
 from jaxgrpo.parallel.sharding import replicated
+from jaxgrpo.train.activity import Activity
 from jaxgrpo.train.optimizer import make_optimizer
 from jaxgrpo.train.rows import Rows, Sequence, pack
 from jaxgrpo.train.sizes import row_shapes
@@ -106,9 +107,9 @@ def warm_up(
     encode: Callable,
     pad_id: int,
     pass1: Callable[[dict, int], float],
-    report: Callable[[str], None],
+    progress: Activity,
 ) -> dict:
-    """Parameters after the supervised start. `pass1(params, step)` measures held-out Pass@1; `report` gets progress lines."""
+    """Parameters after the supervised start. `pass1(params, step)` measures held-out Pass@1."""
     warmup = config.warmup
 
     def run(params: dict, batches: Iterator[list[Example]], lr: float, first: int, steps: int, stop: float, name: str):
@@ -119,19 +120,24 @@ def warm_up(
         for step in range(first + 1, first + steps + 1):
             jax.block_until_ready(loss)  # programs with collectives must not queue up: XLA's CPU client locks up at 32
             rows, used = _rows(next(batches), config, mesh, pad_id)
+            progress.count(step - first - 1, steps, "steps")
             state, loss = update(state, hosts.spread(rows, rows_sharding(mesh)), np.int32(used))
             if (step - first) % warmup.check_every == 0 or step == first + steps:
                 score = pass1(state.params, step)
-                report(f"warm-up ({name}) step {step}: loss {float(loss):.3f}, held-out Pass@1 {score:.3f}")
+                progress.say(f"warm-up ({name}) step {step}: loss {float(loss):.3f}, held-out Pass@1 {score:.3f}")
                 if stop and score >= stop:
                     return state.params, step
         return state.params, first + steps
 
+    def phase(name: str, *given) -> tuple[dict, int]:
+        with progress.doing(f"warm-up ({name})"):
+            return run(*given, name)
+
     clean = _batches(warmup, config, encode, corruption=0.0, start=0)
-    params, done = run(params, clean, warmup.lr, 0, warmup.steps, warmup.stop_pass1, "right demonstrations")
+    params, done = phase("right demonstrations", params, clean, warmup.lr, 0, warmup.steps, warmup.stop_pass1)
     if warmup.corrupt_steps:
         wrong = _batches(warmup, config, encode, corruption=warmup.corruption, start=warmup.steps * warmup.batch)
-        params, _ = run(params, wrong, warmup.corrupt_lr, done, warmup.corrupt_steps, 0.0, "part of them wrong")
+        params, _ = phase("part of them wrong", params, wrong, warmup.corrupt_lr, done, warmup.corrupt_steps, 0.0)
     return params
 
 

@@ -40,7 +40,7 @@ def noting(real, name: str, after: bool):
 Checkpoints.save = clocked(Checkpoints.save, 0.3)
 Checkpoints.wait = clocked(Checkpoints.wait, 0.2)
 Progress.begin = noting(Progress.begin, "begun", after=True)
-Progress.stop = noting(Progress.stop, "ended", after=False)
+Checkpoints.close = noting(Checkpoints.close, "ended", after=False)
 code = main(sys.argv[2:])
 with open(sys.argv[1], "w") as file:
     json.dump({"loop_s": figures["ended"] - figures["begun"], "saves": figures["saves"]}, file)
