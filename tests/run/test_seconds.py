@@ -47,7 +47,6 @@ def test_the_phases_of_every_line_sum_to_its_seconds(twice):
     for line in lines:
         assert sum(line[phase] for phase in PHASES) + line["other_s"] == pytest.approx(line["step_s"])
         assert all(line[phase] >= 0 for phase in (*PHASES, "other_s"))
-        assert line["other_s"] < 0.3, "a save belongs to save_s"
 
 
 def test_the_save_of_a_line_is_the_one_that_ended_before_it(twice):
@@ -56,24 +55,24 @@ def test_the_save_of_a_line_is_the_one_that_ended_before_it(twice):
     after_2, after_3, wait_3 = first["saves"]
     after_4, *_ = second["saves"]
     assert [line["step"] for line in lines if line["save_s"]] == [3, 5]
-    assert lines[3]["save_s"] == pytest.approx(after_2, abs=0.1)
-    assert lines[5]["save_s"] == pytest.approx(after_4, abs=0.1)
+    assert lines[3]["save_s"] == pytest.approx(after_2, abs=0.2)
+    assert lines[5]["save_s"] == pytest.approx(after_4, abs=0.2)
 
 
 def test_all_lines_and_the_last_save_sum_to_the_wall_time_of_the_loop(twice):
     (first, _), (second, _), lines = twice
     for figures, part in ((first, lines[:4]), (second, lines[4:])):
         last_save = sum(figures["saves"][1:])  # of its last step, and the wait until it is on disk
-        assert last_save > 0.5
-        assert sum(line["step_s"] for line in part) + last_save == pytest.approx(figures["loop_s"], abs=0.15)
+        assert last_save > 1.0
+        assert sum(line["step_s"] for line in part) + last_save == pytest.approx(figures["loop_s"], abs=0.4)
 
 
 def test_the_closing_table_gives_every_phase_its_share_of_the_whole(twice):
     (first, text), _, lines = twice
     saves, found = sum(first["saves"]), shares(text)
     assert set(found) == {phase.removesuffix("_s") for phase in PHASES} | {"other"}
-    assert found["save"][0] == pytest.approx(saves, abs=0.15)
-    assert found["save"][1] == pytest.approx(100 * saves / first["loop_s"], abs=2)
+    assert found["save"][0] == pytest.approx(saves, abs=0.4)
+    assert found["save"][1] == pytest.approx(100 * saves / first["loop_s"], abs=4)
     assert found["eval"][0] == pytest.approx(sum(line["eval_s"] for line in lines[:4]), abs=0.06)
     assert sum(seconds for seconds, _ in found.values()) == pytest.approx(first["loop_s"], abs=0.5)
 

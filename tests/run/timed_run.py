@@ -1,4 +1,4 @@
-"""`python timed_run.py FIGURES train CONFIG ...`: the jaxgrpo command, on a disk that is slow by 0.3 s a save, 0.2 s a wait.
+"""`python timed_run.py FIGURES train CONFIG ...`: the jaxgrpo command, on a disk that is slow by 0.6 s a save and a wait.
 
 Writes the wall seconds of the training loop and of the blocking part of every save, by a clock of its own, to the file FIGURES.
 """
@@ -37,8 +37,8 @@ def noting(real, name: str, after: bool):
     return call
 
 
-Checkpoints.save = clocked(Checkpoints.save, 0.3)
-Checkpoints.wait = clocked(Checkpoints.wait, 0.2)
+Checkpoints.save = clocked(Checkpoints.save, 0.6)
+Checkpoints.wait = clocked(Checkpoints.wait, 0.6)
 Progress.begin = noting(Progress.begin, "begun", after=True)
 Checkpoints.close = noting(Checkpoints.close, "ended", after=False)
 code = main(sys.argv[2:])
