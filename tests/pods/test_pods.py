@@ -276,3 +276,24 @@ def test_all_hosts_stop_at_the_share_of_failed_graders_and_nobody_starts_them_ag
     resumed = Pod(2, tmp_path, env, (*keys, *where, "reward.max_failed=1"))
     assert resumed.run() == 0, resumed.output()
     assert [line.get("grader_failed_fraction") for line in untimed_metrics(pod.run_dir)] == [None, 0.5, 0.5]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_damage_in_what_one_of_two_hosts_wrote_is_seen_by_all_and_by_one_process(whole_pod, env, tmp_path):
+    pod = Pod(2, tmp_path, env)
+    shutil.copytree(whole_pod, pod.run_dir)
+    written = pod.run_dir / "checkpoints" / "6" / "params" / "ocdbt.process_1"
+    largest = max(written.rglob("d/*"), key=lambda path: path.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+    shutil.copytree(pod.run_dir, tmp_path / "alone")
+    assert pod.run() == 0, pod.output()
+    said = (pod.logs / "host-0.log").read_text()
+    assert "checkpoints/6 cannot be read, it may be damaged" in said and "going on after step 4" in said
+    assert_same_run(pod.run_dir, whole_pod)
+    command = [sys.executable, "-m", "jaxgrpo.cli", "train", CONFIG, *SHORT, TENSOR, f"run_dir={tmp_path / 'alone'}"]
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "checkpoints/6 cannot be read" in done.stdout and "going on after step 4" in done.stdout

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 
 from jaxgrpo.train.metrics import is_timing_key
 from tests.run.commands import CONFIG, ROOT, SHORT, environment, jaxgrpo
-from tests.storage.fake_gcs import serving
+from tests.storage.fake_gcs import Handler, serving
 
 RUN = "gs://bucket/runs/a b"  # a name that needs quoting
 
@@ -121,6 +122,38 @@ def test_a_truncated_object_is_noticed_and_the_checkpoint_before_is_used(gcs, lo
     assert done.returncode == 0, done.stderr
     assert "checkpoints/6 cannot be read" in done.stdout and "going on after step 4" in done.stdout
     same(store, local)
+
+
+@pytest.mark.slow
+def test_a_flipped_bit_in_an_object_is_found_by_check_and_nothing_is_downloaded_twice(gcs, env, monkeypatch):
+    store, variables = gcs
+    assert jaxgrpo("train", CONFIG, *SHORT, f"run_dir={RUN}", env=env | variables).returncode == 0
+    sound = jaxgrpo("check", RUN, env=env | variables)
+    assert sound.returncode == 0, sound.stdout + sound.stderr
+    assert "checkpoints/6/params: 14 arrays" in sound.stdout and "eval/heldout-6.jsonl" in sound.stdout
+    stored = {name: len(data) for name, data in objects(store).items() if name.startswith("checkpoints/6/params/")}
+    sent, answer = Counter(), Handler.media  # bytes by generation
+
+    def counted(self, data: bytes, generation: int, headers):
+        answered = answer(self, data, generation, headers)
+        sent[generation] += len(answered[1])
+        return answered
+
+    monkeypatch.setattr(Handler, "media", counted)
+    assert jaxgrpo("export", f"{RUN}/checkpoints/6", "gs://bucket/hf", env=env | variables).returncode == 0
+    prefix = RUN.removeprefix("gs://bucket/") + "/"
+    arrays = max(stored, key=stored.get)
+    data, generation = store.buckets["bucket"][prefix + arrays]
+    assert stored[arrays] / 2 < sent[generation] < 1.1 * stored[arrays]
+    middle = len(data) // 2
+    damaged = data[:middle] + bytes([data[middle] ^ 16]) + data[middle + 1 :]
+    store.buckets["bucket"][prefix + arrays] = (damaged, generation)
+    found = jaxgrpo("check", RUN, "--json", env=env | variables)
+    assert found.returncode == 1, found.stderr
+    parts = {part["what"]: part for part in json.loads(found.stdout)["findings"]}
+    assert [what for what, part in parts.items() if not part["sound"]] == ["checkpoints/6/params"]
+    exported = jaxgrpo("export", RUN, "gs://bucket/hf4", env=env | variables)
+    assert exported.returncode == 0 and "checkpoint 4 is used instead" in exported.stdout
 
 
 @pytest.mark.slow
