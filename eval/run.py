@@ -94,8 +94,10 @@ class EvaluationFolder:
         path, settings = self.path / f"{suite}.jsonl", self.settings if (self.path / "settings.json").exists() else {}
         if f"suite {suite}" not in settings or not path.exists():
             return None
-        expected = settings[f"suite {suite}"]["questions"] * settings["samples"]
-        found = len({(record["question"], record["sample"]) for record in read_records(path)})
+        records = read_records(path)
+        samples = settings.get("samples") or 1 + max((record["sample"] for record in records), default=0)
+        expected = settings[f"suite {suite}"]["questions"] * samples
+        found = len({(record["question"], record["sample"]) for record in records})
         return f"{path} holds {found:,} of {expected:,} outcomes" if found < expected else None
 
     def _checksums(self) -> dict[str, str]:
