@@ -7,7 +7,7 @@ evaluation, checkpoint. A run that is killed anywhere goes on from its last comp
 import signal
 import time
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
@@ -21,16 +21,16 @@ from jaxgrpo.algo import group_advantages
 from jaxgrpo.config import Config, ConfigError, replace
 from jaxgrpo.errors import UserError
 from jaxgrpo.parallel import hosts
-from jaxgrpo.train.accounting import update_bytes
 from jaxgrpo.train.checkpoint import CheckpointError, Checkpoints, load_params, save_params, without_checksums
 from jaxgrpo.train.conversion import write_companions
 from jaxgrpo.train.job import SUITE, Job, prepare
+from jaxgrpo.train.measures import Totals, Work, logprob_difference, rollout_metrics, update_metrics
 from jaxgrpo.train.metrics import PHASES, CompilationCounter, damage, with_checksum
 from jaxgrpo.train.plots import draw_learning_curve
 from jaxgrpo.train.progress import Progress
 from jaxgrpo.train.rows import Rows, Sequence
 from jaxgrpo.train.run import RunDirectory
-from jaxgrpo.train.sizes import adopt, config_sampling, shares_prompts
+from jaxgrpo.train.sizes import adopt, config_sampling
 from jaxgrpo.train.state import TrainState, cast_params
 from jaxgrpo.train.step import ON_POLICY
 from jaxgrpo.train.warmup import make_encoder, warm_up
@@ -50,18 +50,6 @@ class Stopped(UserError):
 
     on_all_hosts = True
     exit_code = 75  # "try again later", EX_TEMPFAIL of sysexits.h: launchers start the job again
-
-
-@dataclass
-class Totals:
-    """Cumulative counters of a run: prompts consumed (the data cursor), tokens, operations."""
-
-    samples: int = 0
-    tokens: int = 0
-    compute_flops: float = 0.0  # 6 N tokens, as the paper counts
-    compute_flops_total: float = 0.0  # generation, scoring, update and recomputation; not warm-up and evaluation
-    skipped_updates: int = 0
-    grader_errors: int = 0
 
 
 def train(config: Config) -> None:
@@ -95,19 +83,6 @@ def _train(config: Config, run: RunDirectory, compilations: CompilationCounter, 
         if config.checkpoint.best and metric.startswith("suite_") and metric.removeprefix("suite_") not in job.suites:
             raise ConfigError(f"checkpoint.metric={metric} is of no suite here: there are {', '.join(job.suites)}.")
         Trainer(job, run, compilations, progress).run_all()
-
-
-@dataclass(frozen=True)
-class _Work:
-    """Token counts of a step: prompts [P] and responses [P, G]."""
-
-    prompt_P: np.ndarray
-    response_PG: np.ndarray
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Prompt plus response of every sequence [P * G]."""
-        return (self.prompt_P[:, None] + self.response_PG).reshape(-1)
 
 
 class Trainer:
@@ -311,11 +286,15 @@ class Trainer:
             for prompt, group, advantages in zip(prompts, graded.responses, advantages_PG, strict=True)
         ]
         state, measured = self.update(state, sequences)
-        work = _Work(
+        work = Work(
             np.array([len(p.tokens) for p in prompts]), np.array([[len(r.tokens) for r in g] for g in graded.responses])
         )
-        self.count(work)
-        record = measured | self.rollout_metrics(graded, rewards_PG, work) | {"policy_version": step - 1}
+        self.totals.count(self.job, work)
+        record = (
+            measured
+            | rollout_metrics(self.job, graded, rewards_PG, work, self.seconds, self.micro_batches)
+            | {"policy_version": step - 1}
+        )
         record |= self.watch.step(step, prompts, graded, self.job.tokenizer, record[EQUAL])
         last = step == config.train.steps
         record |= self.evaluate(state, step)
@@ -342,7 +321,7 @@ class Trainer:
                 reference = None if self.reference is None else self.job.score(self.reference, rows, used)
                 minibatches.append((rows, old, reference, used))
                 jax.block_until_ready(minibatches[-2:-1])  # few in flight, see scheduler.MAX_UNREAD
-            differences = [_logprob_difference(rows, old) for rows, old, _, _ in minibatches[1:]]
+            differences = [logprob_difference(rows, old) for rows, old, _, _ in minibatches[1:]]
             jax.block_until_ready((minibatches, differences))
         self.micro_batches = int(sum(used for *_, used in minibatches))
         with self.timed("update_s"):
@@ -353,7 +332,8 @@ class Trainer:
                 self.progress.activity.count(len(measured), len(minibatches), "minibatches")
                 jax.block_until_ready(measured[-2:-1])
             measured = jax.device_get(measured)
-        return state, self.update_metrics(measured, differences)
+        self.totals.skipped_updates += int(sum(m["skipped_updates"] for m in measured))
+        return state, update_metrics(self.config, measured, differences)
 
     def old_logprobs(self, state: TrainState, rows: Rows, used, on_policy: bool) -> jax.Array:
         """[M, D, C] of the policy that sampled: the first minibatch's come out of its own update."""
@@ -399,69 +379,6 @@ class Trainer:
             rewards_PG = rng.permutation(rewards_PG.reshape(-1)).reshape(rewards_PG.shape)
         return rewards_PG
 
-    def count(self, work: "_Work") -> None:
-        """Advance the cumulative counters by one step."""
-        config, flops = self.config, self.job.flops
-        forward, body = self.forward_flops(work), self.forward_flops(work, output=False)
-        updates = config.data.prompts_per_step // config.train.minibatch_prompts
-        scored = (self.reference is not None) + (config.algo.old_logprobs == "recompute") * (updates - 1) / updates
-        totals = self.totals
-        totals.samples += len(work.prompt_P)
-        totals.tokens += int(work.lengths.sum())
-        totals.compute_flops += 6.0 * self.job.identity["n_nominal"] * int(work.lengths.sum())
-        totals.compute_flops_total += flops.generate(work.prompt_P, work.response_PG)
-        totals.compute_flops_total += (scored + 3) * forward + (config.train.remat == "layer") * body
-
-    def forward_flops(self, work: "_Work", **what) -> float:
-        """Operations of one forward pass of the update over the step's sequences."""
-        return self.job.flops.packed(work.prompt_P, work.response_PG, shares_prompts(self.job.platform), **what)
-
-    def rollout_metrics(self, graded: Graded, rewards_PG: np.ndarray, work: "_Work") -> dict:
-        update_s, peak = self.seconds["update_s"], self.job.peak_flops
-        shared = shares_prompts(self.job.platform)
-        square = self.job.flops.full_attention().packed(work.prompt_P, work.response_PG, shared)
-        moved = update_bytes(self.config, self.job.identity["n_params"], self.micro_batches)
-        return {
-            "reward_mean": float(rewards_PG.mean()),
-            "response_length_mean": float(work.response_PG.mean()),
-            "truncated_fraction": float(np.mean([r.finish == "length" for group in graded.responses for r in group])),
-            "equal_reward_groups": float(np.mean(rewards_PG.min(axis=1) == rewards_PG.max(axis=1))),
-            **_host_seconds(graded),
-            "graded_per_s": rewards_PG.size / (self.seconds["rollout_s"] + self.seconds["grade_s"]),
-            "rollout_tokens_per_s": float(work.response_PG.sum() / self.seconds["rollout_s"]),
-            "update_tokens_per_s": float(work.lengths.sum() / (self.seconds["score_s"] + update_s)),
-            "update_bytes_per_s": moved / update_s,
-            "mfu": 3 * self.forward_flops(work) / update_s / peak,
-            "mfu_full_attention": 3 * square / update_s / peak,
-        }
-
-    def update_metrics(self, measured: list[dict], differences: list[tuple]) -> dict:
-        """Means over the minibatches, each weighted by its response tokens."""
-        tokens = np.array([m["tokens"] for m in measured], np.float64)
-
-        def mean(key):
-            return float(np.average([m[key] for m in measured], weights=tokens))
-
-        skipped = int(sum(m["skipped_updates"] for m in measured))
-        self.totals.skipped_updates += skipped
-        first = measured[0]
-        compared = [(first["logprob_diff_sum"], first["logprob_diff_max"], first["tokens"])]
-        if self.config.algo.old_logprobs == "recompute":
-            compared += jax.device_get(differences)
-        sums, largest, counts = zip(*compared, strict=True)
-        importance = {key: mean(key) for key in ("tis_weight", "tis_clip_fraction") if self.config.algo.tis_cap}
-        return importance | {
-            "policy_loss": mean("policy_loss"),
-            "kl": mean("kl") if self.reference is not None else None,
-            "ratio": mean("ratio"),
-            "clip_fraction": mean("clip_fraction"),
-            "dual_clip_fraction": mean("dual_clip_fraction"),
-            "entropy": float(sum(m["entropy_sum"] for m in measured) / tokens.sum()),
-            "grad_norm": float(np.mean([m["grad_norm"] for m in measured])),
-            "logprob_diff_mean": float(sum(sums) / sum(counts)),
-            "logprob_diff_max": float(max(largest)),
-        }
-
     def log(self, step: int, record: dict) -> None:
         """Write the line of a step. Its seconds run from the line before, or from the loop's start, to this one."""
         now = time.perf_counter()
@@ -494,17 +411,3 @@ class Trainer:
         with jax.profiler.TraceAnnotation(name.removesuffix("_s")), self.progress.doing(_TITLES[name]):
             yield
         self.seconds[name] += time.perf_counter() - start
-
-
-def _host_seconds(graded: Graded) -> dict:
-    """With several hosts, the seconds of the first and of the last one that was done with its rollouts."""
-    if len(graded.by_host_s) < 2:
-        return {}
-    return {"rollout_first_host_s": min(graded.by_host_s), "rollout_last_host_s": max(graded.by_host_s)}
-
-
-@jax.jit
-def _logprob_difference(rows, old_logp):
-    """(sum, max, count) over response tokens of |sampler's log-probability - trainer's|."""
-    difference = jnp.abs(rows.behaviour_logp - old_logp) * rows.mask
-    return difference.sum(), difference.max(), rows.mask.sum()
