@@ -33,12 +33,14 @@ class EvaluationError(UserError):
 
 @dataclass(frozen=True)
 class Questions:
-    """The questions of one suite as token ids; `overlong` were left out because their prompts are too long."""
+    """The questions of one suite as token ids; `overlong` were left out because their prompts are too long. `digest` is of all
+    its problems, also of those that were left out."""
 
     name: str
     title: str
     prompts: list[EncodedPrompt]
     overlong: int = 0
+    digest: str = ""
 
 
 class EvaluationFolder:
@@ -61,6 +63,10 @@ class EvaluationFolder:
             raise EvaluationError(f"{self.path} cannot be used ({error.strerror}): choose another --out.") from None
         file = self.path / "settings.json"
         stored = self.settings if file.exists() else {}
+        if not stored and (strange := sorted(self.path.glob("*.jsonl"))):
+            raise EvaluationError(
+                f"{self.path} holds {strange[0].name}, but no settings.json that says of which model: choose another --out."
+            )
         changed = [
             f"{key}: {stored[key]} there, {value} here" for key, value in settings.items() if stored.get(key, value) != value
         ]

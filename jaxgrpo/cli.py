@@ -58,7 +58,8 @@ def command_line() -> argparse.ArgumentParser:
     train = commands.add_parser(
         "train",
         help="train a model, or go on with the run in its run directory",
-        description="Train by GRPO as CONFIG says. An existing run directory of the same config is resumed.",
+        description="Train by GRPO as CONFIG says. An existing run directory of the same config and inputs is resumed; "
+        "model=RUN[:STEP] starts a new run from a checkpoint's weights.",
         epilog=_keys_help,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -301,10 +302,15 @@ def _keys_help() -> str:
 
 
 def _train(arguments) -> int:
-    from jaxgrpo.config import load_config
+    from jaxgrpo.config import ConfigError, given_keys, load_config
 
     def run():
         config = load_config(arguments.config, arguments.overrides)
+        given, folder = given_keys(arguments.config, arguments.overrides), Path(arguments.config).parent
+        if "run_dir" not in given and (folder / "checkpoints").is_dir():
+            raise ConfigError(
+                f"{arguments.config} of a run names no run_dir, it is damaged: name the run's first CONFIG instead."
+            )
         _start_jax(config)
         if arguments.dry_run:
             from jaxgrpo.train.dry_run import print_dry_run
@@ -317,7 +323,7 @@ def _train(arguments) -> int:
             from jaxgrpo.train.loop import train
 
             with hosts.ending_together():
-                train(config)
+                train(config, given)
 
     return _reported(run)
 
@@ -408,12 +414,11 @@ def _start_jax(config) -> None:
 
     mesh = config.mesh
     if not mesh.fsdp:
-        from jaxgrpo.config import load_config
-        from jaxgrpo.storage import location, reached
+        from jaxgrpo.storage import location
+        from jaxgrpo.train.stored import read_stored
 
-        stored = location(config.run_dir) / "config.yaml"
-        with reached(stored):
-            mesh = load_config(str(stored)).mesh if stored.exists() else mesh
+        stored = read_stored(location(config.run_dir))
+        mesh = stored.config.mesh if stored else mesh
     prepare_cpu_devices(math.prod((mesh.data, mesh.fsdp, mesh.tensor)) // max(config.hosts.count, 1))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     os.environ.setdefault("XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB", str(memory // 2**30))  # for train.offload; 64 by itself

@@ -140,6 +140,7 @@ class CheckpointConfig:
     keep: int = 2  # the newest
     best: int = 0  # besides these, so many of the best by `metric`
     metric: str = "test_loss"  # of metrics.jsonl: test_loss (lowest), reward_mean or suite_NAME (highest)
+    accept_changes: bool = False  # go on although an input or a key that changes what is computed is another; never stored
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ class PlanConfig:
 
 @dataclass(frozen=True)
 class Config:
-    model: str = "Qwen/Qwen2.5-0.5B"  # HF directory, hub id, or random:NAME for fresh weights
+    model: str = "Qwen/Qwen2.5-0.5B"  # HF directory, hub id with or without @REVISION, RUN[:STEP] of a run, random:NAME
     run_dir: str = "runs/run"
     seed: int = 0
     data: DataConfig = field(default_factory=DataConfig)
@@ -208,6 +209,7 @@ EXECUTION_KEYS = {
     "checkpoint.keep",
     "checkpoint.best",
     "checkpoint.metric",
+    "checkpoint.accept_changes",
     "mesh.data",
     "mesh.fsdp",
     "mesh.tensor",
@@ -218,6 +220,15 @@ EXECUTION_KEYS = {
     "hosts.heartbeat_s",
     "plan.chip_hour_price",
 }
+
+# Keys that say where an input of a run lies: a resumption compares what lies there.
+INPUT_KEYS = ("model", "data.tokenizer", "data.train", "data.test", "warmup.demonstrations")
+# What a resumption may change, with a warning and a line in the run's history: these, and all of `eval`.
+CHANGEABLE_KEYS = {"data.epochs", "optim.lr"}
+
+
+def is_changeable(key: str) -> bool:
+    return key in CHANGEABLE_KEYS or key.startswith("eval.")
 
 
 SERVING_KEYS = (  # what a server looks at
@@ -250,14 +261,17 @@ EVALUATION_KEYS = (
 )
 
 
-def load_config(path: str | None, overrides: list[str] = (), values: dict[str, Any] | None = None) -> Config:
-    """Read a YAML file (None: defaults only), apply `key=value` overrides and then `values` by dotted key, check everything.
+def load_config(
+    path: str | None, overrides: list[str] = (), values: dict[str, Any] | None = None, base: Config | None = None
+) -> Config:
+    """Read a YAML file (None: only the defaults, or `base` in their place), apply `key=value` overrides and then `values` by
+    dotted key, check everything.
 
     A key of type text takes what was typed, with the home directory for a leading `~/`. Raises ConfigError for a missing or
     malformed file, an unknown key (with the nearest known one), a value of the wrong type or out of range, and sizes that do
     not divide.
     """
-    tree = OmegaConf.structured(Config)
+    tree = OmegaConf.structured(base or Config)
     layers = []
     if path is not None:
         layers.append((path, read_mapping(path, "config file")))
@@ -276,6 +290,34 @@ def load_config(path: str | None, overrides: list[str] = (), values: dict[str, A
         raise ConfigError(_first_line(error)) from None
     check_config(config)
     return config
+
+
+def given_keys(path: str | None, overrides: list[str] = ()) -> set[str]:
+    """The dotted keys that a YAML file and overrides set."""
+    file = set() if path is None else set(_leaf_keys(read_mapping(path, "config file")))
+    return file | {parse_override(override)[0] for override in overrides}
+
+
+def stored_config(values: dict, origin: str) -> tuple[Config, list[str]]:
+    """The config that an earlier version may have written down, and its keys that are unknown now. Keys that were not there
+    yet have their defaults. ConfigError where it is none."""
+    known = flatten(Config())
+    lost = [key for key in _leaf_keys(values) if key not in known]
+    flat = {key: typed_value(key, value) for key, value in _flattened(values).items() if key in known}
+    try:
+        tree = OmegaConf.structured(Config)
+        for key, value in flat.items():
+            tree = OmegaConf.merge(tree, _nested(key.split("."), value))
+        return OmegaConf.to_object(tree), lost
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{origin}: {_first_line(error)}") from None
+
+
+def _flattened(values: dict, prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in values.items():
+        flat |= _flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def read_mapping(path: str, kind: str, hint: str = "") -> dict:
@@ -476,7 +518,13 @@ def _check_best(config: Config) -> None:
         )
 
 
-def differences(mine: Config, stored: Config) -> list[str]:
-    """The keys, execution keys aside, in which two configs differ: `["optim.lr: 1e-06 here, 1e-05 in the run directory"]`."""
+def differing_keys(mine: Config, stored: Config) -> list[str]:
+    """The keys, execution keys aside, in which two configs differ."""
     a, b = flatten(mine), flatten(stored)
-    return [f"{k}: {a[k]} here, {b[k]} in the run directory" for k in a if k not in EXECUTION_KEYS and a[k] != b[k]]
+    return [key for key in a if key not in EXECUTION_KEYS and a[key] != b[key]]
+
+
+def differences(mine: Config, stored: Config) -> list[str]:
+    """These keys with both values: `["optim.lr: 1e-06 here, 1e-05 in the run directory"]`."""
+    a, b = flatten(mine), flatten(stored)
+    return [f"{key}: {a[key]} here, {b[key]} in the run directory" for key in differing_keys(mine, stored)]

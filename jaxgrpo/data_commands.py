@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 
@@ -24,7 +25,11 @@ def _add_prepare(commands, run: Callable) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     prepare.add_argument("source", metavar="SOURCE", help="hub id, such as LLM360/guru-RL-92k, or a parquet or JSONL file")
-    prepare.add_argument("out_dir", metavar="OUT_DIR", help="folder for the files; those of the same names are replaced")
+    prepare.add_argument(
+        "out_dir",
+        metavar="OUT_DIR",
+        help="folder for the files; others of these names are moved aside in it",
+    )
     prepare.add_argument(
         "--heldout", type=int, default=500, metavar="N", help="problems to hold out, half of them easy; 0: none"
     )
@@ -78,7 +83,11 @@ def _add_reuse(commands, run: Callable) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     reuse.add_argument("train_file", metavar="TRAIN_FILE", help="a prepared training file")
-    reuse.add_argument("out_dir", metavar="OUT_DIR", help="folder for the files; those of the same names are replaced")
+    reuse.add_argument(
+        "out_dir",
+        metavar="OUT_DIR",
+        help="folder for the files; others of these names are moved aside in it",
+    )
     reuse.add_argument(
         "--tau", type=int, nargs="+", default=[1, 2, 4, 5, 10, 20, 25, 50, 100], metavar="N", help="times seen; 1: the whole"
     )
@@ -107,6 +116,7 @@ def _add_benchmarks(commands, run: Callable) -> None:
 def _prepare(arguments) -> None:
     from rich.console import Console
 
+    from jaxgrpo.aside import replacing
     from jaxgrpo.data.files import load_problems
     from jaxgrpo.data.prepare import HELDOUT, SUMMARY, TRAIN, prepare, write_prepared
     from jaxgrpo.data.prompts import asked, find_template
@@ -125,8 +135,10 @@ def _prepare(arguments) -> None:
     )
     console = Console(soft_wrap=True)
     stale = not made.heldout and (out / HELDOUT).exists()
-    print_summary(made, write_prepared(made, out), console)
     names = [TRAIN, *([HELDOUT] if made.heldout else []), SUMMARY]
+    with replacing(out, names, partial(console.print, markup=False)):
+        summary = write_prepared(made, out)
+    print_summary(made, summary, console)
     if made.rated:
         draw_difficulty(made, out / "difficulty.png", arguments.source)
         names.append("difficulty.png")

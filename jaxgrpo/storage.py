@@ -91,6 +91,29 @@ def copy_tree(source: Path, target: Path) -> None:
                 (target / child.name).write_bytes(child.read_bytes())
 
 
+def complete_steps(checkpoints: Path) -> list[Path]:
+    """The complete steps in a checkpoints folder, the newest first; on an object store, where nothing can be renamed, Orbax
+    marks what is committed."""
+    steps = [child for child in checkpoints.iterdir() if child.name.isdigit()] if checkpoints.is_dir() else []
+    whole = [s for s in steps if (s / "params").is_dir() and (not is_remote(s) or (s / "commit_success.txt").exists())]
+    return sorted(whole, key=lambda step: int(step.name), reverse=True)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file and force it to disk; an object is written anew. A line torn by a kill is ended first."""
+    if is_remote(path):
+        with reached(path):
+            path.write_bytes((path.read_bytes() if path.exists() else b"") + line.encode() + b"\n")
+        return
+    with open(path, "ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read(1) == b"\n" else f"\n{line}"
+        file.write(line.encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def move(source: Path, target: Path) -> None:
     """Move a file or a folder to a place where nothing is; an object store copies within itself and then deletes."""
     if not is_remote(source):

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scaling import agreement
+from scaling import agreement, history
 from scaling.integrity import check_line, lost_steps
 from scaling.runs import Curve, DataError, Runs, size_label
 
@@ -74,6 +74,7 @@ def load(paths: str | Path | Sequence[str | Path], *, size: str = "n_nominal") -
             continue
         for path in found:
             rows, is_log = (_read_csv(path), False) if path.suffix == ".csv" else (_read_jsonl(path, notes), True)
+            notes += history.notes(path.parent) if is_log else []
             try:
                 curves += _curves(path, rows, is_log, size, notes)
             except NothingLogged as reason:
@@ -113,7 +114,7 @@ def _expand(path: Path) -> Iterable[Path]:
         raise DataError(f"{path} does not exist: give a run directory, a metrics.jsonl or a CSV")
     if (path / "metrics.jsonl").is_file():
         return [path / "metrics.jsonl"]
-    found = sorted(path.glob("**/metrics.jsonl"))
+    found = sorted(file for file in path.glob("**/metrics.jsonl") if not history.is_aside(file, path))
     if not found:
         raise NothingLogged(f"{path} holds no metrics.jsonl: give a run directory that training has written to")
     return found

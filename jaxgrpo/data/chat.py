@@ -32,8 +32,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     if local and not any(os.path.exists(os.path.join(name, file)) for file in VOCABULARY_FILES):
         # transformers would hand back an empty vocabulary without a word
         raise DataError(f"{name} holds no tokenizer ({', '.join(VOCABULARY_FILES)}); copy the model's tokenizer files there")
-    if not local and not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
-        raise DataError(f"there is no directory {name}; give a local directory with a tokenizer or a hub id org/name")
+    if not local and not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?(@[\w./-]+)?", name):
+        raise DataError(f"there is no directory {name}; give a local one with a tokenizer or a hub id org/name[@revision]")
     try:
         directory = Path(name) if local else _download(name)
         tokenizer = _exact(directory) if (directory / "tokenizer.json").exists() else _converted(directory)
@@ -117,11 +117,12 @@ def _converted(directory: Path) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
 
 
-def _download(repository: str) -> Path:
+def _download(name: str) -> Path:
     import huggingface_hub
 
+    repository, _, revision = name.partition("@")
     files = ["config.json", *VOCABULARY_FILES, *TOKENIZER_PATTERNS]
-    return Path(huggingface_hub.snapshot_download(repository, allow_patterns=files))
+    return Path(huggingface_hub.snapshot_download(repository, revision=revision or None, allow_patterns=files))
 
 
 def _object(file: Path) -> dict:

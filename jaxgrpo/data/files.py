@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _SUFFIXES = (".parquet", ".jsonl")
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:.+)?")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?(:.+)?")
 _PROBLEM_COLUMNS = ("data_source", "prompt", "reward_model")
 _ROLES = ("system", "user", "assistant", "tool")  # a chat template leaves out what others say, without a word
 
@@ -35,7 +35,7 @@ _ROLES = ("system", "user", "assistant", "tool")  # a chat template leaves out w
 def load_problems(path: str) -> list[Problem]:
     """The problems of a file in file order, with known faults repaired (repair.py; the counts are logged).
 
-    path: a local .parquet or .jsonl file, or a hub id "org/name" or "org/name:file".
+    path: a local .parquet or .jsonl file, or a hub id "org/name" or "org/name:file", with "@revision" after the name.
     Raises DataError for a file that is missing, unreadable, empty or of another kind, and for a row that lacks what a
     problem needs; the message names the file, the row (counted from 0), the value and the remedy.
     """
@@ -185,7 +185,7 @@ def read_rows(
         if suffix not in _SUFFIXES:
             raise DataError(f"{path}: the suffix {suffix!r} is not supported; give a {' or '.join(_SUFFIXES)} file")
         rows, names = _read_parquet(path) if suffix == ".parquet" else _read_jsonl(path)
-    elif _HUB_ID.fullmatch(path) and suffix not in _SUFFIXES or re.fullmatch(r"[\w.-]+/[\w.-]+:.+", path):
+    elif _HUB_ID.fullmatch(path) and suffix not in _SUFFIXES or re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?:.+", path):
         rows, names = _read_hub(path, split, subset)
     else:
         raise DataError(f"there is no file {path}; give a local {' or '.join(_SUFFIXES)} file or a hub id org/name[:file]")
@@ -241,10 +241,11 @@ def _read_jsonl(path: str) -> tuple[list[dict], None]:
 
 def _read_hub(path: str, split: str, subset: str | None) -> tuple[list[dict], list[str]]:
     name, _, file = path.partition(":")
+    name, _, revision = name.partition("@")
     try:
         import datasets
 
-        data = datasets.load_dataset(name, subset, data_files=file or None, split=split)
+        data = datasets.load_dataset(name, subset, data_files=file or None, split=split, revision=revision or None)
     except Exception as error:  # the hub client has no common base class for its failures
         raise DataError(
             f"{path}: there is no such local file, and the hub gave no data set of that name "

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxgrpo.aside import replacing
 from jaxgrpo.data.files import write_parquet
 from jaxgrpo.data.prepare import EASY, draw, pass_rate, rated_rows
 from jaxgrpo.data.problem import DataError
@@ -50,11 +51,14 @@ def write_subsets(
     for tau in taus:
         if not 1 <= tau <= rows:
             raise DataError(f"--tau {tau}: the subset would have {rows // tau if tau > 0 else 'no'} rows; give 1 to {rows}")
-    paths = {}
+    drawn = {}
     for tau in taus:
         positions = subset_positions(easy, rows // tau, [seed, tau] if independent else seed)
         if shuffle:
             positions = np.random.RandomState([seed, tau, 2]).permutation(positions)
-        paths[tau] = out / f"sampled_1_{tau}_{len(positions)}.parquet"
-        write_parquet(paths[tau], [table[position] for position in positions])
+        drawn[tau] = positions
+    paths = {tau: out / f"sampled_1_{tau}_{len(positions)}.parquet" for tau, positions in drawn.items()}
+    with replacing(out, [path.name for path in paths.values()], print):
+        for tau, positions in drawn.items():
+            write_parquet(paths[tau], [table[position] for position in positions])
     return paths

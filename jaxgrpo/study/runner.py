@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxgrpo import interruption
-from jaxgrpo.config import ConfigError, differences, load_config, to_yaml
+from jaxgrpo.config import INPUT_KEYS, Config, ConfigError, differences, flatten, load_config, replace, to_yaml
 from jaxgrpo.errors import UserError
 from jaxgrpo.machine import bind_to, end_with, usable_cores
 from jaxgrpo.model.parameters import count_parameters
 from jaxgrpo.model.source import resolve_model
 from jaxgrpo.study.design import PlannedRun
 from jaxgrpo.train.metrics import read_metrics
+from jaxgrpo.train.stored import read_stored
 from jaxgrpo.whole_file import write_whole
 
 POLL_S = 0.2
@@ -58,14 +59,23 @@ def write_configs(runs: list[PlannedRun]) -> None:
     """Write every run's configuration. ConfigError where the folder holds a run of another one under the same name."""
     for run in runs:
         path = config_file(run)
-        if path.exists() and read_metrics(run.directory / "metrics.jsonl"):
-            changed = differences(run.config, load_config(str(path)))
+        if read_metrics(run.directory / "metrics.jsonl"):
+            changed = differences(run.config, _trained(run, path))
             if changed:
                 raise ConfigError(
                     f"{run.directory} holds a run of another config ({'; '.join(changed)}): choose another out, or delete it."
                 )
     for run in runs:
         write_whole(config_file(run), to_yaml(run.config))
+
+
+def _trained(run: PlannedRun, path: Path) -> Config:
+    """What the run was trained with: as the study wrote it, or where that file is gone or empty as the run's checkpoint says,
+    which names inputs in its own way."""
+    if path.exists() and path.read_text().strip():
+        return load_config(str(path))
+    stored = read_stored(run.directory)
+    return replace(stored.config, {key: flatten(run.config)[key] for key in INPUT_KEYS}) if stored else run.config
 
 
 def progress(run: PlannedRun) -> tuple[int | None, int, float | None]:

@@ -20,7 +20,8 @@ import orbax.checkpoint as ocp
 from jaxgrpo import storage
 from jaxgrpo.config import CheckpointConfig
 from jaxgrpo.errors import UserError
-from jaxgrpo.train.checksums import array_handler, is_sound, sealed, unsealed
+from jaxgrpo.train.checksums import array_handler
+from jaxgrpo.train.seals import is_sound, sealed, unsealed
 from jaxgrpo.train.state import TrainState
 
 for library in ("absl", "asyncio"):  # Orbax's: what fails is raised here, they would print it many times as well
@@ -78,6 +79,10 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """The committed steps, the newest first."""
         return sorted(self._manager.all_steps(), reverse=True)
+
+    def reload(self) -> None:
+        """See again which steps there are, after some were moved away."""
+        self._manager.reload()
 
     def _score(self, metrics: dict) -> float:
         """Higher is better; a checkpoint without the metric, of a run that went by another one before, is the worst."""

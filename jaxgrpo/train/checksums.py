@@ -1,4 +1,4 @@
-"""What protects a checkpoint from damage on disk: a checksum in every stored chunk of an array, and one in every JSON object.
+"""What protects a checkpoint's arrays from damage on disk: a checksum in every stored chunk (of its JSON: seals.py).
 
 Arrays go through Orbax as Zarr 3 arrays whose chunks end in the format's own `crc32c` codec. The host that writes a chunk adds
 it, and TensorStore verifies it on every read, of whichever part of the array, on whichever mesh. Chunks lie in OCDBT, whose
@@ -6,15 +6,12 @@ manifests and tree nodes carry checksums of their own.
 """
 
 import asyncio
-import json
-import zlib
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
-MARK, SEAL = "sealed", "crc32"  # keys of a JSON object: that it has a checksum, and that
 CODECS = [
     {"name": "bytes", "configuration": {"endian": "little"}},
     {"name": "zstd", "configuration": {"level": 1}},
@@ -80,25 +77,3 @@ def array_handler() -> ocp.PyTreeCheckpointHandler:
     """Writes trees of jax.Array with checksums, and reads them as well as those written without, before there were any."""
     registry = ocp.type_handlers.create_type_handler_registry((jax.Array, ChecksummedArrays()))
     return ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True, type_handler_registry=registry)
-
-
-def sealed(content: dict) -> dict:
-    """A JSON object with its checksum in it."""
-    return {MARK: True} | content | {SEAL: _checksum(content)}
-
-
-def is_sound(content: dict) -> bool | None:
-    """Whether an object is as it was sealed; None where it never was. With one of the two keys the other was damaged."""
-    if MARK not in content and SEAL not in content:
-        return None
-    return content.get(MARK) is True and content.get(SEAL) == _checksum(unsealed(content))
-
-
-def unsealed(content: dict) -> dict:
-    return {key: value for key, value in content.items() if key not in (MARK, SEAL)}
-
-
-def _checksum(content: dict) -> str:
-    """Of an object's content, however it is laid out in the file."""
-    as_read = json.loads(json.dumps(content))
-    return f"{zlib.crc32(json.dumps(as_read, sort_keys=True).encode()):08x}"

@@ -68,6 +68,9 @@ def export(path: str, out_dir: str, dtype: str | None = None) -> Path:
         ) from None
     chosen = jnp.dtype(dtype or stored_dtype(hf_config))
     out = storage.location(out_dir)
+    with storage.reached(out):
+        if storage.is_remote(out) and out.is_dir() and any(out.iterdir()):  # save_params sees to a local one
+            raise ModelError(f"{out} exists and is not an empty directory; choose another one or remove it.")
     with storage.written_locally(out) as folder:
         save_params(params, source.config, str(folder), hf_config=hf_config, copy_from=companions, dtype=chosen)
     return out
@@ -93,20 +96,16 @@ def stored_dtype(hf_config: dict) -> str:
 
 
 def write_companions(directory: Path, source: ModelSource, tokenizer) -> None:
-    """What goes beside the weights of a model, and checksums.json for `jaxgrpo check`."""
-    _write_companions(directory, source, tokenizer)
+    """config.json, generation_config.json and tokenizer of a model, from its directory or, for random weights, made here; and
+    checksums.json for `jaxgrpo check`."""
+    with naming(directory):
+        _write_companions(directory, source, tokenizer)
     known = {file.name: file_checksum(file) for file in sorted(directory.iterdir()) if file.is_file()}
     (directory / CHECKSUMS).write_text(json.dumps(known, indent=2) + "\n")
 
 
 def file_checksum(file: Path) -> str:
     return f"{zlib.crc32(file.read_bytes()):08x}"
-
-
-def _write_companions(directory: Path, source: ModelSource, tokenizer) -> None:
-    """config.json, generation_config.json and tokenizer of a model, from its directory or, for random weights, made here."""
-    with naming(directory):
-        _write_companions(directory, source, tokenizer)
 
 
 def _write_companions(directory: Path, source: ModelSource, tokenizer) -> None:

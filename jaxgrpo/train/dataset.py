@@ -20,6 +20,7 @@ from jaxgrpo.data import (
 from jaxgrpo.errors import UserError
 from jaxgrpo.reward import sandbox
 from jaxgrpo.reward.router import grader_of
+from jaxgrpo.train.fingerprints import digest, problems_digest
 
 
 class TrainingPrompts:
@@ -28,9 +29,11 @@ class TrainingPrompts:
     def __init__(self, config: Config, tokenizer):
         self.config, self.tokenizer, self.dropped = config, tokenizer, 0
         self.of_file: list[EncodedPrompt] = []  # empty for the built-in task's stream
+        self.digest = digest(DATA_SOURCE)  # of the problems
         self._order = None
         if config.data.train != DATA_SOURCE:
             problems = load_problems(config.data.train)
+            self.digest = problems_digest(problems)
             check_gradable(problems, config.reward.sandbox)
             self.of_file, self.dropped = _encode(problems, config, tokenizer)
             self._order = PromptOrder(len(self.of_file), config.data.prompts_per_step, config.data.order, config.seed)
@@ -75,21 +78,26 @@ def check_local_files(config: Config) -> None:
             )
 
 
-def heldout_prompts(config: Config, tokenizer) -> tuple[list[EncodedPrompt], int]:
-    """The held-out problems (the first eval.limit of them), and how many over-long ones were dropped."""
-    problems = heldout_problems() if config.data.test == DATA_SOURCE else load_problems(config.data.test)
+def heldout_prompts(config: Config, tokenizer) -> Questions:
+    """The held-out problems (the first eval.limit of them)."""
+    builtin = config.data.test == DATA_SOURCE
+    problems = heldout_problems() if builtin else load_problems(config.data.test)
     check_gradable(problems, config.reward.sandbox)
-    return _encode(problems[: config.eval.limit or None], config, tokenizer)
+    prompts, dropped = _encode(problems[: config.eval.limit or None], config, tokenizer)
+    return Questions(
+        "heldout", "held-out problems", prompts, dropped, digest(DATA_SOURCE) if builtin else problems_digest(problems)
+    )
 
 
 def suite_questions(names: Sequence[str], config: Config, tokenizer) -> list[Questions]:
     """The questions of suites (the first eval.limit of each); over-long ones are left out and counted."""
     asked = []
     for suite in dict.fromkeys(map(load_suite, names)):
-        problems = suite.problems(config.eval.data)[: config.eval.limit or None]
+        whole = suite.problems(config.eval.data)
+        problems = whole[: config.eval.limit or None]
         check_gradable(problems, config.reward.sandbox)
         prompts, overlong = encode_prompts(problems, tokenizer, max_tokens=config.data.max_prompt_tokens, overlong="drop")
-        asked.append(Questions(suite.name, suite.title, prompts, overlong))
+        asked.append(Questions(suite.name, suite.title, prompts, overlong, problems_digest(whole)))
     return asked
 
 

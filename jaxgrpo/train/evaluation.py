@@ -22,6 +22,7 @@ from jaxgrpo.storage import location
 from jaxgrpo.train.activity import Activity
 from jaxgrpo.train.checkpoint import has_checkpoints
 from jaxgrpo.train.dataset import asks_for_code, suite_questions
+from jaxgrpo.train.fingerprints import weights_digest
 from jaxgrpo.train.inference import Served, batch_engine, find, load_newest, tokenizer_of
 
 SUITES = ("heldout", "math_500", "aime2024", "amc2023", "gsm8k", "humaneval", "zebra", "supergpqa")
@@ -89,6 +90,7 @@ def answer(
         with Activity(console) as activity, activity.doing("loading the weights and compiling"):
             served, weights = load_newest(served, engine, activity.say)
         loaded, folder = (engine, weights), EvaluationFolder(folder_of(served))
+        settings["weights_digest"] = weights_digest(weights)
     folder.open(_settings(served, asked) | settings)
     if todo := folder.missing(asked):
         for lost in filter(None, (folder.lost(questions.name) for questions in todo)):

@@ -21,13 +21,14 @@ from jaxgrpo.data import load_tokenizer, unknown_ids
 from jaxgrpo.model.config import ModelConfig
 from jaxgrpo.model.hf import load_params
 from jaxgrpo.model.parameters import abstract_parameters, parameter_table
-from jaxgrpo.model.source import ModelSource, resolve_model
+from jaxgrpo.model.source import ModelSource, resolve_model, run_and_step
 from jaxgrpo.parallel.mesh import rollout_tensor_size
 from jaxgrpo.parallel.sharding import named_sharding
 from jaxgrpo.rollout.engine import Engine
 from jaxgrpo.train import checkpoint
 from jaxgrpo.train.conversion import PARAMS, is_converted, load_converted, run_companions
 from jaxgrpo.train.sizes import CPU_CACHE_GIB, GIB, cache_bytes_per_slot, default_chunk, device_memory, engine_settings
+from jaxgrpo.train.stored import config_of_step
 
 MOST_SLOTS = 64  # of a server, unless asked for more
 MOST_BATCH_SLOTS = 256  # of a device that works through a batch, likewise
@@ -62,22 +63,21 @@ def find(path: str, overrides: list[str], *, keys: tuple[str, ...] = SERVING_KEY
     if unused := sorted(given - set(keys)):
         user = "a server" if keys is SERVING_KEYS else "an evaluation"
         raise ConfigError(f"{unused[0]} means nothing to {user}; the keys are {', '.join(keys)}.")
-    start = storage.location(path)
-    step, stored = None, config
+    run, number = run_and_step(path)
+    start = storage.location(path) if number is None else storage.location(run) / "checkpoints" / str(number)
+    step = of_run = None
     if is_converted(path) and (start / "config.json").exists():
         source = resolve_model(path, need_weights=False)
     elif start.is_dir() and not (start / "config.json").exists():
         step = checkpoint.step_directories(start)[0]
         companions = run_companions(step)
         source = resolve_model(str(companions), need_weights=False)
-        config_file = step.parents[1] / "config.yaml"
-        if config_file.exists():
-            stored = str(config_file)
+        of_run = config_of_step(step)
     else:
         source = resolve_model(path)
-    values = load_config(stored, overrides)
-    in_run = step is not None and stored is not None
-    changes = _serving_values(values, given, in_run, None if stored is not None else source.config.max_positions)
+    values = load_config(config, overrides, base=of_run)
+    known = config is not None or of_run is not None
+    changes = _serving_values(values, given, of_run is not None, None if known else source.config.max_positions)
     return Served(source, step, replace(values, changes), start if step else None)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eval.run import Questions
 from eval.sampling import Outcome, dealt_together, outcomes, pass_at_1, sample_and_grade
 from jaxgrpo.config import Config, ConfigError, replace
-from jaxgrpo.data import DATA_SOURCE, EncodedPrompt, load_tokenizer, unknown_ids
+from jaxgrpo.data import DATA_SOURCE, EncodedPrompt, load_demonstrations, load_tokenizer, unknown_ids
 from jaxgrpo.model.hf import load_params
 from jaxgrpo.model.parameters import count_parameters
 from jaxgrpo.model.source import ModelSource, resolve_model
@@ -29,6 +31,7 @@ from jaxgrpo.rollout.sampling import Sampling
 from jaxgrpo.train.accounting import FlopCounter, peak_flops
 from jaxgrpo.train.conversion import is_converted, load_converted
 from jaxgrpo.train.dataset import TrainingPrompts, asks_for_code, check_local_files, heldout_prompts, suite_questions
+from jaxgrpo.train.fingerprints import demonstrations_digest, digest, tokenizer_digest, weights_digest
 from jaxgrpo.train.optimizer import make_optimizer
 from jaxgrpo.train.rows import Rows, RowShape, Sequence, pack, pack_tightest
 from jaxgrpo.train.sizes import device_memory, engine_settings, resolve_sizes, row_shapes
@@ -51,11 +54,13 @@ class Job:
     heldout: list[EncodedPrompt]
     heldout_dropped: int
     suites: dict[str, list[EncodedPrompt]]  # of eval.suites
+    inputs: dict[str, dict]  # name and digest of what the run reads, but for the weights
     mesh: jax.sharding.Mesh
     engine: Engine
     pool: GraderPool
     driver: DriverProcess | None  # with rollout.driver=jetstream
     tell: Callable[[int, int, str], None] = lambda done, total, of: None  # hears of every response of `sample` that ends
+    origin: dict | None = None  # of a run that began from another's checkpoint, see origin.py
 
     @property
     def model(self):
@@ -108,19 +113,28 @@ class Job:
     def identity(self) -> dict:
         """The keys of every metrics line that say which model this is."""
         counts = count_parameters(self.model)
-        return {
+        identity = {
             "model_family": model_family(self.source.name),
             "n_params": counts["total"],
             "n_params_non_embedding": counts["non_embedding"],
             "n_params_total": counts["total"],
             "n_nominal": nominal_size(self.source.name, counts["total"]),
-        } | ({"reuse_factor": self.config.data.epochs} if self.prompts.of_file else {})
+        }
+        identity |= {key: self.origin[key] for key in ("model_family", "n_nominal") if self.origin and self.origin[key]}
+        return identity | ({"reuse_factor": self.config.data.epochs} if self.prompts.of_file else {})
 
     def initial_params(self) -> dict[str, jax.Array]:
         """The float32 parameters that the run starts from, on the trainer's mesh."""
         if is_converted(self.source.name):
             return load_converted(self.source, self.abstract_params())
         return load_params(self.source, dtype=jnp.float32, mesh=self.mesh, seed=self.config.seed)
+
+    def weights_input(self, params: dict[str, jax.Array] | None) -> dict:
+        """What the run's history says of the weights it starts from, which are `params` unless they are random."""
+        architecture = digest(json.dumps(dataclasses.asdict(self.model), sort_keys=True))
+        content = digest(architecture, str(self.config.seed)) if self.source.random else weights_digest(params)
+        about = {"name": self.source.name, "digest": content, "architecture": architecture}
+        return about | ({"revision": self.source.revision} if self.source.revision else {})
 
     def abstract_params(self) -> dict:
         return abstract_params(self.model, parameter_shardings(self.model, self.mesh))
@@ -207,7 +221,7 @@ def nominal_size(name: str, count: int) -> int:
 
     A figure that is not near the exact count is something else, such as the digits of a revision.
     """
-    match = re.search(r"(?:^|[-_.])(\d+(?:\.\d+)?)[bB](?:$|[-_.])", Path(name).name)
+    match = re.search(r"(?:^|[-_.])(\d+(?:\.\d+)?)[bB](?:$|[-_.])", Path(name.partition("@")[0]).name)
     size = int(float(match[1]) * 1e9) if match else count
     return size if 0.5 * count <= size <= 1.5 * count else count
 
@@ -223,12 +237,26 @@ def tokenizer_name(config: Config, source: ModelSource) -> str:
     raise ConfigError(f"model={config.model} comes without a tokenizer: set data.tokenizer to a directory or hub id.")
 
 
-def prepare(config: Config) -> Job:
-    """Resolve every automatic value, load data and tokenizer, lay out meshes, start graders. Nothing is compiled yet."""
+def data_inputs(config: Config, prompts: TrainingPrompts, heldout: Questions, suites: list[Questions]) -> dict[str, dict]:
+    """Name and digest of the data that a run reads."""
+    found = {
+        "data.train": {"name": config.data.train, "digest": prompts.digest},
+        "data.test": {"name": config.data.test, "digest": heldout.digest},
+    }
+    if demonstrations := config.warmup.demonstrations:
+        content = demonstrations_digest(load_demonstrations(demonstrations))
+        found["warmup.demonstrations"] = {"name": demonstrations, "digest": content}
+    return found | {f"eval.suites.{asked.name}": {"name": asked.name, "digest": asked.digest} for asked in suites}
+
+
+def prepare(config: Config, source: ModelSource | None = None) -> Job:
+    """Resolve every automatic value, load data and tokenizer, lay out meshes, start graders. Nothing is compiled yet.
+
+    source: the model, where it is not to be looked for under config.model."""
     check_local_files(config)
     if config.rollout.driver == "jetstream":
         require_jetstream("rollout.driver=jetstream")
-    source = resolve_model(config.model, need_weights=not is_converted(config.model))
+    source = source or resolve_model(config.model, need_weights=not is_converted(config.model))
     name = tokenizer_name(config, source)
     tokenizer = load_tokenizer(name)
     if len(tokenizer) > source.config.vocab:
@@ -246,10 +274,13 @@ def prepare(config: Config) -> Job:
     if hosts.count() > 1 and config.rollout.driver == "jetstream":
         raise ConfigError("rollout.driver=jetstream serves one host; leave it at engine in a job of several.")
     prompts = TrainingPrompts(config, tokenizer)
-    heldout, dropped = heldout_prompts(config, tokenizer)
-    suites = {asked.name: asked.prompts for asked in suite_questions(config.eval.suites, config, tokenizer)}
+    heldout = heldout_prompts(config, tokenizer)
+    suites = suite_questions(config.eval.suites, config, tokenizer)
+    inputs = data_inputs(config, prompts, heldout, suites) | {
+        "data.tokenizer": {"name": name, "digest": tokenizer_digest(tokenizer)}
+    }
     devices = jax.devices()
-    config = replace(config, {"data.tokenizer": config.data.tokenizer or name, "train.steps": prompts.steps()})
+    config = replace(config, {"train.steps": prompts.steps()})
     if config.train.profile > config.train.steps:
         raise ConfigError(f"train.profile={config.train.profile} is beyond the last step, train.steps={config.train.steps}.")
     config = resolve_sizes(config, source.config, len(devices), device_memory(jax.local_devices()[0]), hosts.count())
@@ -266,4 +297,6 @@ def prepare(config: Config) -> Job:
     reward = config.reward
     pool = GraderPool(reward.workers, reward.cpu_seconds, reward.wall_seconds, sandbox=reward.sandbox)
     driver = DriverProcess() if config.rollout.driver == "jetstream" else None
-    return Job(config, source, tokenizer, stop_ids, pad_id, prompts, heldout, dropped, suites, mesh, engine, pool, driver)
+    of_suites = {asked.name: asked.prompts for asked in suites}
+    known = heldout.prompts, heldout.overlong, of_suites, inputs
+    return Job(config, source, tokenizer, stop_ids, pad_id, prompts, *known, mesh, engine, pool, driver)

@@ -8,7 +8,6 @@ import signal
 import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
-from pathlib import Path
 from typing import NoReturn
 
 import jax
@@ -16,24 +15,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from eval.sampling import Graded, pass_at_1, write_records
-from jaxgrpo import interruption, storage
+from jaxgrpo import interruption
 from jaxgrpo.algo import group_advantages
 from jaxgrpo.config import Config, ConfigError, replace
 from jaxgrpo.errors import UserError
 from jaxgrpo.parallel import hosts
-from jaxgrpo.train.checkpoint import CheckpointError, Checkpoints, load_params, save_params, without_checksums
-from jaxgrpo.train.conversion import write_companions
+from jaxgrpo.train.checkpoint import Checkpoints
 from jaxgrpo.train.job import SUITE, Job, prepare
 from jaxgrpo.train.measures import Totals, Work, logprob_difference, rollout_metrics, update_metrics
-from jaxgrpo.train.metrics import PHASES, CompilationCounter, damage, with_checksum
+from jaxgrpo.train.metrics import PHASES, CompilationCounter, with_checksum
+from jaxgrpo.train.origin import IDENTITY, own_source, pinned
 from jaxgrpo.train.plots import draw_learning_curve
 from jaxgrpo.train.progress import Progress
+from jaxgrpo.train.resume import continued, find_changes, refuse
 from jaxgrpo.train.rows import Rows, Sequence
 from jaxgrpo.train.run import RunDirectory
-from jaxgrpo.train.sizes import adopt, config_sampling
+from jaxgrpo.train.sizes import config_sampling
+from jaxgrpo.train.start import Start
 from jaxgrpo.train.state import TrainState, cast_params
 from jaxgrpo.train.step import ON_POLICY
-from jaxgrpo.train.warmup import make_encoder, warm_up
+from jaxgrpo.train.stored import Stored
 from jaxgrpo.train.watch import EQUAL, RewardWatch
 
 _TITLES = {
@@ -52,9 +53,12 @@ class Stopped(UserError):
     exit_code = 75  # "try again later", EX_TEMPFAIL of sysexits.h: launchers start the job again
 
 
-def train(config: Config) -> None:
+def train(config: Config, given: set[str] | None = None) -> None:
     """Run, or go on with, the training that `config` describes. In a job of several hosts every host calls this; the first one
-    writes what the run leaves behind."""
+    writes what the run leaves behind.
+
+    given: the keys that somebody has set, None for all; a resumed run keeps its own values of others that may change.
+    """
     compilations = CompilationCounter()
     hosts.check_same(config)
     run = RunDirectory(config.run_dir)
@@ -62,33 +66,60 @@ def train(config: Config) -> None:
         run.lock()
     progress = Progress(run)
     with interruption.looking_ahead(run.outlook), progress.activity:
-        _train(config, run, compilations, progress)
+        _train(config, run, compilations, progress, given)
 
 
-def _train(config: Config, run: RunDirectory, compilations: CompilationCounter, progress: Progress) -> None:
+def _train(
+    config: Config, run: RunDirectory, compilations: CompilationCounter, progress: Progress, given: set[str] | None
+) -> None:
     hosts.check_shared(run.path, run.LOCK)
-    stored = hosts.from_first(run.stored_config() if hosts.is_first() else None, "the config of the run directory")
+    stored = hosts.from_first(run.stored() if hosts.is_first() else None, "what the run directory holds")
+    accept, config = config.checkpoint.accept_changes, replace(config, {"checkpoint.accept_changes": False})
+    config, told = pinned(config, stored)
     if stored is not None:
-        config = adopt(config, stored, len(jax.devices()))
-        run.check_same(config, stored)
+        config, kept = continued(config, stored, given, len(jax.devices()))
+        told += [f"resumed   {text} as before: neither the command nor CONFIG sets it" for text in kept]
+        told += [f"resumed   {note}" for note in stored.notes]
+        refuse(find_changes(config, {}, stored), stored, config.run_dir, accept)
+    own = own_source(run.path, stored, config)
     with progress.doing("reading the model's files and the data"):
-        job = prepare(config)
+        job = prepare(config, own)
+    if own:
+        job.origin = stored.origin
     with job.pool, job.driver or nullcontext():
-        if hosts.is_first():
-            longer = stored is not None and run.newest_step() > job.config.train.steps  # it was once trained for more steps
-            run.write_config(replace(job.config, {"train.steps": stored.train.steps}) if longer else job.config)
-            with storage.written_locally(run.path / "model") as folder:
-                write_companions(folder, job.source, job.tokenizer)
+        check_same_inputs(job.inputs)
         metric = config.checkpoint.metric
         if config.checkpoint.best and metric.startswith("suite_") and metric.removeprefix("suite_") not in job.suites:
             raise ConfigError(f"checkpoint.metric={metric} is of no suite here: there are {', '.join(job.suites)}.")
-        Trainer(job, run, compilations, progress).run_all()
+        trainer = Trainer(job, run, compilations, progress, stored, accept)
+        for text in told:
+            progress.say(text)
+        trainer.run_all()
+
+
+def check_same_inputs(inputs: dict[str, dict]) -> None:
+    """DisagreementError where the hosts of a job read other data or another tokenizer."""
+    digests = {name: about["digest"] for name, about in inputs.items()}
+    for host, theirs in enumerate(hosts.gather(digests, "the comparison of inputs")):
+        changed = sorted(name for name in digests if theirs.get(name) != digests[name])
+        if changed:
+            raise hosts.DisagreementError(
+                f"{changed[0]} of host {host} has other content than on host {hosts.index()}: copy one to all."
+            )
 
 
 class Trainer:
-    def __init__(self, job: Job, run: RunDirectory, compilations: CompilationCounter, progress: Progress):
-        self.job, self.config, self.run, self.compilations = job, job.config, run, compilations
-        self.progress = progress
+    def __init__(
+        self,
+        job: Job,
+        run: RunDirectory,
+        compilations: CompilationCounter,
+        progress: Progress,
+        stored: Stored | None,
+        accept_changes: bool,
+    ):
+        self.job, self.run, self.compilations, self.progress = job, run, compilations, progress
+        self.beginning = Start(job, run, progress, stored, accept_changes)
         job.tell = progress.activity.count
         self.watch = RewardWatch(job.config.reward, self.progress.say)
         self.checkpoints = Checkpoints(run.checkpoints, job.config.checkpoint)
@@ -100,6 +131,10 @@ class Trainer:
         self.measured: dict = {}  # metrics of the last step
         self.stop_request = hosts.StopRequest(self.tell_of_stop)
         self.current = 0  # the step that is under way
+
+    @property
+    def config(self) -> Config:
+        return self.job.config
 
     def run_all(self) -> None:
         """Train to the end. Stopped, with everything saved, after the step in which a host was asked to end; LimitReached
@@ -127,7 +162,11 @@ class Trainer:
         finally:
             self.checkpoints.close()
         if hosts.is_first():
-            draw_learning_curve(self.run.metrics.read(), self.run.plots / "learning_curve.png", title=self.config.model)
+            from scaling.history import changes  # with what a fit needs, which a start need not wait for
+
+            changed = [step for step, _ in changes(self.run.path)]
+            curve = self.run.plots / "learning_curve.png"
+            draw_learning_curve(self.run.metrics.read(), curve, title=self.config.model, changed_after=changed)
         self.progress.end(self.run.metrics.read(), best if self.config.checkpoint.best else None, self.seconds["save_s"])
 
     def tell_of_stop(self, number: int) -> None:
@@ -163,7 +202,8 @@ class Trainer:
 
     def start(self) -> tuple[TrainState, int]:
         """The state to go on from and the steps it has behind it; the reference policy is set aside on the way."""
-        initial = self.initial_policy()
+        steps = hosts.from_first(self.checkpoints.steps(), "the list of checkpoints")
+        initial = self.beginning.initial_policy(begin=not steps)
         train = self.config.train
         with_reference = self.config.algo.kl_coef > 0
         self.reference = cast_params(initial, jnp.dtype(train.dtype), train.offload == "all") if with_reference else None
@@ -173,94 +213,13 @@ class Trainer:
             self.job.compile_updates(self.reference)
         for complaint in self.checkpoints.complaints:
             self.progress.say(f"WARNING   {complaint}")
-        steps = hosts.from_first(self.checkpoints.steps(), "the list of checkpoints")
         if not steps:
-            self.set_aside()
             return self.job.fresh_state(initial), 0
         del initial
-        state, meta = self.restore_newest(steps)
+        state, meta = self.beginning.restore_newest(self.checkpoints, steps)
         self.totals = Totals(**meta["totals"])
-        self.cut_after(meta["step"])
+        self.beginning.go_on_after(self.checkpoints, meta)
         return state, meta["step"]
-
-    def say_if_unprotected(self, params: Path) -> None:
-        if hosts.is_first() and (note := without_checksums(params)):
-            self.progress.say(note)
-
-    def restore_newest(self, steps: list[int]) -> tuple[TrainState, dict]:
-        """(state, meta) of the newest checkpoint that every host can read. CheckpointError where there is none."""
-        for step in steps:
-            restored = complaint = None
-            try:
-                with self.progress.doing(f"reading the checkpoint of step {step}"):
-                    restored = self.checkpoints.restore(step, self.job.abstract_state())
-            except CheckpointError as error:
-                complaint = str(error)
-            complaints = [text for text in hosts.gather(complaint, f"checkpoint {step} to be read") if text]
-            if not complaints:
-                self.say_if_unprotected(self.run.checkpoints / str(step) / "params")
-                return restored
-            self.progress.say(f"WARNING   {complaints[0]}")
-        raise CheckpointError(
-            f"none of the checkpoints in {self.run.checkpoints} can be read ({complaints[0]}): bring one back, or delete the "
-            "folder to begin again."
-        )
-
-    def set_aside(self) -> None:
-        """Begin at step 0 in a directory that may hold what an earlier start left, without a checkpoint to go on from."""
-        moved = self.run.set_aside() if hosts.is_first() else None
-        if moved:
-            names = ", ".join(sorted(child.name for child in moved.iterdir()))
-            self.progress.say(f"moved     {names} to {moved}: no checkpoint goes with them, training begins at step 0")
-        hosts.barrier("the run directory to be cleared for step 0")
-
-    def cut_after(self, step: int) -> None:
-        if hosts.is_first():
-            if found := damage(self.run.metrics.path, step):
-                self.progress.say(
-                    f"WARNING   {self.run.metrics.path} is damaged ({'; '.join(found)}): training goes on, but plots and "
-                    "the law would lack these steps; bring the file back from a copy."
-                )
-            self.run.cut_after(step)
-        hosts.barrier(f"the run directory to be cut back to step {step}")
-
-    def initial_policy(self) -> dict:
-        """Loaded or random weights, after the supervised start where one is configured; that is done once per run."""
-        loading = "loading the weights"
-        if not self.config.warmup.steps:
-            with self.progress.doing(loading):
-                return self.job.initial_params()
-        if not hosts.from_first(self.run.warm_start.exists(), "whether there is a warm start"):
-            job = self.job
-            encode = make_encoder(
-                job.tokenizer,
-                job.turn_end,
-                self.config.data.max_prompt_tokens,
-                self.config.rollout.max_new_tokens,
-                self.config.data.overlong,
-            )
-            with self.progress.doing(loading):
-                params = job.initial_params()
-
-            def pass1(params, step):
-                with self.progress.doing("evaluation"):
-                    return job.pass_at_1(params, step, "warmup")
-
-            params = warm_up(
-                params,
-                job.model,
-                self.config,
-                job.mesh,
-                encode=encode,
-                pad_id=job.pad_id,
-                pass1=pass1,
-                progress=self.progress.activity,
-            )
-            save_params(self.run.warm_start, params)
-        remedy = f"delete {self.run.warm_start} to warm up again"
-        self.say_if_unprotected(self.run.warm_start)
-        with self.progress.doing(loading):
-            return load_params(self.run.warm_start, self.job.abstract_params(), remedy)
 
     def step(self, state: TrainState, step: int) -> TrainState:
         """One GRPO step: P prompts x G samples, then P / minibatch updates."""
@@ -306,8 +265,10 @@ class Trainer:
 
     def save(self, state: TrainState, step: int) -> None:
         meta = {"step": step, "cursor": self.totals.samples, "seed": self.config.seed, "totals": asdict(self.totals)}
+        meta |= {"config": asdict(self.config), "inputs": self.beginning.inputs, "origin": self.job.origin}
+        meta["identity"] = {key: self.job.identity[key] for key in IDENTITY}
         with self.timed("save_s"):
-            self.checkpoints.save(step, state, meta | {"config": asdict(self.config)}, self.measured)
+            self.checkpoints.save(step, state, meta, self.measured)
 
     def update(self, state: TrainState, sequences: list[list[Sequence]]) -> tuple[TrainState, dict]:
         """Score the batch under the reference and, where the update cannot know it, the old policy; then update minibatch by

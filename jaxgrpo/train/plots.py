@@ -1,5 +1,6 @@
 """The learning curve of a run as a picture: held-out Pass@1 with its interval, reward, response length, entropy and KL."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,9 @@ from eval.statistics import wilson
 from jaxgrpo.picture import BLUE, GREEN, ORANGE, plain, plt, save
 
 
-def draw_learning_curve(records: list[dict], path: Path, *, title: str) -> None:
-    """Write a PNG of the metrics of one run. Records without an evaluation are left out of the Pass@1 panel."""
+def draw_learning_curve(records: list[dict], path: Path, *, title: str, changed_after: Sequence[int] = ()) -> None:
+    """Write a PNG of the metrics of one run. Records without an evaluation are left out of the Pass@1 panel. A dotted line
+    stands where something was changed after a step."""
     tested = [r for r in records if r.get("test_loss") is not None]
     trained = [r for r in records if "reward_mean" in r]
     figure, axes = plt.subplots(2, 2, figsize=(9.6, 6.4), sharex=True, layout="constrained")
@@ -21,6 +23,9 @@ def draw_learning_curve(records: list[dict], path: Path, *, title: str) -> None:
     _line(axes[1, 1], steps, [r["kl"] for r in trained], "KL to the reference (nats per token)")
     for axis in axes[1]:
         axis.set_xlabel("step")
+    for axis in axes.flat:
+        for step in changed_after:
+            axis.axvline(step + 0.5, color="0.5", lw=0.8, ls=":")
     plain(axes.flat)
     save(figure, path)
 

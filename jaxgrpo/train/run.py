@@ -3,10 +3,13 @@
 import fcntl
 from pathlib import Path
 
+import yaml
+
 from jaxgrpo import storage
 from jaxgrpo.aside import move_aside
-from jaxgrpo.config import Config, ConfigError, HostsConfig, differences, load_config, replace, to_yaml
+from jaxgrpo.config import Config, ConfigError, HostsConfig, replace, to_yaml
 from jaxgrpo.train.metrics import MetricsLog
+from jaxgrpo.train.stored import Stored, read_stored
 from jaxgrpo.whole_file import write_whole
 
 
@@ -15,6 +18,8 @@ class RunDirectory:
 
     LOCK = "lock"
     OF_STEPS = ("metrics.jsonl", "eval", "evaluations", "plots", "profile")  # what the steps of a run leave, checkpoints apart
+    OF_START = ("warm_start",)
+    OF_RUN = ("config.yaml", "history.jsonl", "model")
 
     def __init__(self, path: str):
         self.path = storage.location(path)
@@ -67,36 +72,33 @@ class RunDirectory:
         except BlockingIOError:
             raise ConfigError(f"another process is training in run_dir={self.path}: wait for it, or choose another.") from None
 
-    def stored_config(self) -> Config | None:
-        """The resolved config of the run here, if it got as far as leaving something that another config would spoil."""
+    def stored(self) -> Stored | None:
+        """What was begun here, None where nothing was."""
+        return read_stored(self.path)
+
+    def write_config(self, config: Config) -> Path | None:
+        """The config as another machine could go on with it: on which hosts it ran is left out. A config.yaml that somebody has
+        written or edited by hand is moved aside first; returns the folder where it lies then."""
         path = self.path / "config.yaml"
         with storage.reached(path):
-            return load_config(str(path)) if path.exists() and self._begun() else None
-
-    def _begun(self) -> bool:
-        return bool(self.metrics.read() or self.warm_start.exists() or any(self.checkpoints.glob("[0-9]*")))
+            text = path.read_bytes() if path.exists() else b""
+        moved = move_aside(self.path, [path.name]) if text.strip() and not _written_here(text) else None
+        write_whole(path, to_yaml(replace(config, {"hosts": HostsConfig()})))
+        return moved
 
     def newest_step(self) -> int:
         """The step of the newest checkpoint, 0 where there is none."""
         return max((int(path.name) for path in self.checkpoints.glob("[0-9]*") if path.name.isdigit()), default=0)
 
-    def check_same(self, config: Config, stored: Config) -> None:
-        """ConfigError when this is the directory of another experiment."""
-        changed = differences(config, stored)
-        if changed:
-            raise ConfigError(
-                f"run_dir={self.path} holds a run of another config ({'; '.join(changed)}): choose another run_dir, or give "
-                f"the old values to go on with that run."
-            )
-
-    def write_config(self, config: Config) -> None:
-        """The config as another machine could go on with it: on which hosts it ran is left out."""
-        write_whole(self.path / "config.yaml", to_yaml(replace(config, {"hosts": HostsConfig()})))
-
-    def set_aside(self) -> Path | None:
+    def set_aside(self, start_too: bool = False, all_of_it: bool = False) -> Path | None:
         """Before a run begins at step 0: move what earlier steps left here out of the way, since no checkpoint tells of them.
-        Returns the folder where it lies now, None where there was nothing."""
-        return move_aside(self.path, self.OF_STEPS)
+        start_too: and the start that they had; all_of_it: all of another run. Returns the folder where it lies now, None where
+        there was nothing."""
+        return move_aside(self.path, (*self.OF_STEPS, *self.OF_START * start_too, *self.OF_RUN * all_of_it))
+
+    def set_aside_checkpoints(self, steps: list[int]) -> Path | None:
+        """Move steps that nothing can be made of out of the way of those to come."""
+        return move_aside(self.path, [f"checkpoints/{step}" for step in steps])
 
     def cut_after(self, step: int) -> None:
         """Drop what a killed run wrote after `step`, from whose checkpoint it goes on: metric lines and evaluation files."""
@@ -105,3 +107,12 @@ class RunDirectory:
             written = file.stem.rpartition("-")[2]
             if written.isdigit() and int(written) > step:
                 file.unlink()
+
+
+def _written_here(text: bytes) -> bool:
+    """Whether a config.yaml has the form that `write_config` gives it; a person's own has comments, or another form."""
+    try:
+        values = yaml.safe_load(text)
+        return yaml.safe_dump(values, sort_keys=False).encode() == text
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return False

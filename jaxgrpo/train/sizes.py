@@ -45,12 +45,16 @@ AUTO_KEYS = (
 _MESH_DEPENDENT = ("mesh.fsdp", "train.row_tokens", "train.logit_chunk", "rollout.slots", "rollout.tensor", "rollout.cache_gib")
 
 
-def adopt(config: Config, stored: Config, devices: int) -> Config:
-    """`config` with its automatic values taken from the run directory's, those that hang on another mesh aside."""
+def adopt(config: Config, stored: Config, devices: int, with_tokenizer: bool = True) -> Config:
+    """`config` with its automatic values taken from the run directory's, those that hang on another mesh aside.
+
+    with_tokenizer: also the path or id of an automatic tokenizer, which else is the model's own, wherever that lies now.
+    """
     same_devices = stored.mesh.data * stored.mesh.fsdp * stored.mesh.tensor == devices
     same_mesh = same_devices and replace(config, {"mesh.fsdp": config.mesh.fsdp or stored.mesh.fsdp}).mesh == stored.mesh
     mine, theirs = flatten(config), flatten(stored)
     taken = [key for key in AUTO_KEYS if not mine[key] and (same_mesh or key not in _MESH_DEPENDENT)]
+    taken = [key for key in taken if with_tokenizer or key != "data.tokenizer"]
     return replace(config, {key: theirs[key] for key in taken})
 
 

@@ -338,3 +338,24 @@ def test_what_extra_info_holds_is_kept_beside_index_rates_and_split(tmp_path):
     assert main(["data", "prepare", source, str(tmp_path / "out"), "--heldout", "0"]) == 0
     info = pq.read_table(tmp_path / "out" / "train.parquet").to_pylist()[3]["extra_info"]
     assert info == {"author": "me", "index": 3, "pass_rate": 0.5, "pass_rate_model": "M", "split": "train"}
+
+
+def test_files_of_an_earlier_call_are_moved_aside_unless_they_come_out_the_same(tmp_path, capsys):
+    from jaxgrpo.cli import main
+
+    source, out = tmp_path / "mine.jsonl", tmp_path / "out"
+
+    def problems(truth: str) -> None:
+        row = {"data_source": "math__x", "prompt": "1 + 1?", "reward_model": {"ground_truth": truth}}
+        source.write_text(json.dumps(row) + "\n")
+
+    problems("2")
+    command = ["data", "prepare", str(source), str(out), "--heldout", "0"]
+    assert main(command) == 0 and main(command) == 0
+    assert not (out / "before-1").exists()
+    before = (out / "train.parquet").read_bytes()
+    problems("3")
+    capsys.readouterr()
+    assert main(command) == 0
+    assert f"moved     train.parquet of an earlier call to {out / 'before-1'}" in capsys.readouterr().out
+    assert (out / "before-1" / "train.parquet").read_bytes() == before != (out / "train.parquet").read_bytes()

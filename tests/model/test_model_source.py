@@ -116,7 +116,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         path = self.path.split("?")[0]
         files = {file.name: file.read_bytes() for file in self.directory.iterdir()}
-        if path == "/api/models/Tiny/Qwen2/revision/main":
+        if path in ("/api/models/Tiny/Qwen2/revision/main", "/api/models/Tiny/Qwen2/revision/v1.0"):
             siblings = [{"rfilename": name} for name in files]
             return self.reply(json.dumps({"id": "Tiny/Qwen2", "sha": self.commit, "siblings": siblings}).encode())
         if path == f"/api/models/Tiny/Qwen2/tree/{self.commit}":
@@ -156,13 +156,16 @@ from jaxgrpo.model.source import resolve_model
 for need_weights in (False, True):
     source = resolve_model("Tiny/Qwen2", need_weights=need_weights)
     print(sorted(file.name for file in source.path.iterdir()), source.config.heads)
+pinned = resolve_model("Tiny/Qwen2@v1.0")
+print(pinned.path == source.path, pinned.revision, source.revision)
 hub.shutdown()
 hub.server_close()
 print(resolve_model("Tiny/Qwen2").path == source.path)
-try:
-    resolve_model("Tiny/Other")
-except ValueError as error:
-    print(error)
+for name in ("Tiny/Other", "Tiny/Qwen2@v9"):
+    try:
+        resolve_model(name)
+    except ValueError as error:
+        print(error)
 """
 
 
@@ -173,9 +176,11 @@ def test_a_hub_id_is_fetched_from_the_hub_and_is_an_error_where_there_is_none(tm
     command = [sys.executable, "-c", RESOLVE, str(Path(__file__).parent), str(directory)]
     done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    plan, fetched, cached, refused = done.stdout.splitlines()
+    plan, fetched, pinned, cached, refused, unknown = done.stdout.splitlines()
     assert plan == "['config.json', 'generation_config.json'] 4"
     assert fetched == "['config.json', 'generation_config.json', 'model.safetensors'] 4"
+    assert pinned == f"True {Hub.commit} {Hub.commit}"
     assert cached == "True"
+    assert "'Tiny/Qwen2@v9'" in unknown and "Check the name, the revision and the network" in unknown
     assert "'Tiny/Other'" in refused and "could not be fetched from the Hugging Face hub" in refused
     assert "give the path of its directory" in refused

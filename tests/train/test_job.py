@@ -10,6 +10,7 @@ from jaxgrpo.train.job import model_family, nominal_size
         ("Qwen/Qwen2.5-72B-Instruct", 72_706_203_648, 72_000_000_000),
         ("/mnt/run1b/Qwen2.5-7B", 7_615_616_512, 7_000_000_000),
         ("cache/models--org--mini/snapshots/ab12b0c", 102_976, 102_976),
+        ("Qwen/Qwen2.5-7B@d149729", 7_615_616_512, 7_000_000_000),
         ("random:miniature", 102_976, 102_976),
         ("my-70b-distilled-into-tiny", 102_976, 102_976),
     ],
