@@ -57,8 +57,8 @@ def test_cores_are_those_of_the_machine_where_none_can_be_chosen(env):
     [
         ["train", CONFIG, "--dry-run"],
         ["bench", "rollout", *TINY],
-        ["study", str(ROOT / "configs" / "study.yaml"), "--dry-run"],
-        ["plan", CONFIG, "--topology", "v5e:2x2", "--no-compile"],
+        pytest.param(["study", str(ROOT / "configs" / "study.yaml"), "--dry-run"], marks=pytest.mark.slow),
+        pytest.param(["plan", CONFIG, "--topology", "v5e:2x2", "--no-compile"], marks=pytest.mark.slow),
     ],
     ids=lambda arguments: arguments[0],
 )

@@ -54,7 +54,7 @@ def processes_with(text: str) -> list[str]:
     return [line for line in subprocess.check_output(["ps", "-eo", "args"], text=True).splitlines() if text in line]
 
 
-@pytest.mark.parametrize("after", [0.3, 0.8, 1.5, 3.0])
+@pytest.mark.parametrize("after", [0.3, *(pytest.param(s, marks=pytest.mark.slow) for s in (0.8, 1.5)), 3.0])
 def test_ctrl_c_at_any_time_of_the_start_ends_the_command_with_one_line(after, env, tmp_path):
     process = start(
         command("train", CONFIG, *SHORT, "warmup.steps=5000", "warmup.stop_pass1=0", f"run_dir={tmp_path / 'run'}"), env
@@ -174,7 +174,9 @@ def test_ctrl_c_of_a_study_saves_its_runs_and_leaves_none_behind(env, tmp_path):
     assert not processes_with(str(tmp_path))
 
 
-@pytest.mark.parametrize("what", ["bench", "plan", "export", "prepare", "serve"])
+@pytest.mark.parametrize(
+    "what", ["export", "serve", *(pytest.param(c, marks=pytest.mark.slow) for c in ("bench", "plan", "prepare"))]
+)
 def test_ctrl_c_ends_the_other_commands_too(what, env, whole_run, tmp_path):
     arguments = {
         "bench": ["bench", "step", "--layers", "8"],
