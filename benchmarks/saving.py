@@ -39,7 +39,7 @@ def save_once(folder: Path, tree: dict, way: str) -> dict:
     checksums.CODECS = [c for c in ALL if way == "with" or c["name"] != "crc32c"]
     with ocp.AsyncCheckpointer(checksums.array_handler() if own else ocp.StandardCheckpointHandler()) as checkpointer:
         started, worked = time.perf_counter(), time.process_time()
-        checkpointer.save(folder, args=ocp.args.PyTreeSave(tree) if own else ocp.args.StandardSave(tree))
+        checkpointer.save(folder, args=checksums.SaveArrays(tree) if own else ocp.args.StandardSave(tree))
         blocked = time.perf_counter() - started
         checkpointer.wait_until_finished()
         whole, worked = time.perf_counter() - started, time.process_time() - worked

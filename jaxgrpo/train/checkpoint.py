@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 from jaxgrpo import storage
 from jaxgrpo.config import CheckpointConfig
 from jaxgrpo.errors import UserError
-from jaxgrpo.train.checksums import array_handler
+from jaxgrpo.train.checksums import RestoreArrays, SaveArrays, array_handler, raised
 from jaxgrpo.train.seals import is_sound, sealed, unsealed
 from jaxgrpo.train.state import TrainState
 
@@ -103,8 +103,8 @@ class Checkpoints:
         """Copy the state and return; writing goes on in the background. `meta` is plain JSON; `measured` are the step's
         metrics, by one of which it may be kept."""
         args = ocp.args.Composite(
-            params=ocp.args.PyTreeSave(state.params),
-            opt_state=ocp.args.PyTreeSave(state.opt_state),
+            params=SaveArrays(state.params),
+            opt_state=SaveArrays(state.opt_state),
             meta=ocp.args.JsonSave(sealed(meta)),
         )
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
@@ -135,7 +135,7 @@ class Checkpoints:
         with _readable(self.directory / str(step), "the one before it will do"):
             restored = self._manager.restore(step, args=args)
             meta = _of_step(_intact(restored.meta), step)
-        return TrainState(restored.params, restored.opt_state), meta
+            return TrainState(raised(restored.params), raised(restored.opt_state)), meta
 
     def close(self) -> None:
         """Finish what is pending and stop the background threads; CheckpointError if a save failed."""
@@ -152,20 +152,20 @@ def _timeout_s() -> int:
 def save_params(directory: Path, params: dict) -> None:
     """Write parameters once, atomically (Orbax renames the finished folder into place)."""
     with _explained(f"parameters in {directory}"), ocp.Checkpointer(array_handler()) as checkpointer:
-        checkpointer.save(storage.absolute(directory), args=ocp.args.PyTreeSave(params))
+        checkpointer.save(storage.absolute(directory), args=SaveArrays(params))
 
 
 def load_params(directory: Path, target: dict, remedy: str) -> dict:
     """Read what `save_params` wrote, laid out as `target` (ShapeDtypeStructs with shardings)."""
     with _readable(directory, remedy), ocp.Checkpointer(array_handler()) as checkpointer:
-        return checkpointer.restore(storage.absolute(directory), args=_restored_as(target))
+        return raised(checkpointer.restore(storage.absolute(directory), args=_restored_as(target)))
 
 
 def load_params_anywhere(directory: Path, remedy: str = "give another checkpoint") -> dict[str, jax.Array]:
     """What `save_params` wrote, on the default device, whatever mesh it was saved from."""
     with _readable(directory, remedy), ocp.Checkpointer(array_handler()) as checkpointer:
         place = storage.absolute(directory)
-        return checkpointer.restore(place, args=_restored_as(_on_default_device(checkpointer.metadata(place))))
+        return raised(checkpointer.restore(place, args=_restored_as(_on_default_device(checkpointer.metadata(place)))))
 
 
 def has_checkpoints(run: Path) -> bool:
@@ -254,8 +254,8 @@ def _of_step(meta: dict, step: int) -> dict:
     return meta
 
 
-def _restored_as(target) -> ocp.args.PyTreeRestore:
-    return ocp.args.PyTreeRestore(item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target))
+def _restored_as(target) -> RestoreArrays:
+    return RestoreArrays(item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target))
 
 
 def _on_default_device(metadata) -> dict[str, jax.ShapeDtypeStruct]:

@@ -6,6 +6,7 @@ manifests and tree nodes carry checksums of their own.
 """
 
 import asyncio
+from dataclasses import dataclass
 
 import jax
 import numpy as np
@@ -73,7 +74,37 @@ async def _write(info, layout, shares) -> None:
     await asyncio.gather(*(array[index].write(data, can_reference_source_data_indefinitely=True) for index, data in shares))
 
 
-def array_handler() -> ocp.PyTreeCheckpointHandler:
-    """Writes trees of jax.Array with checksums, and reads them as well as those written without, before there were any."""
+class ArrayItem(ocp.PyTreeCheckpointHandler):
+    def restore(self, *arguments, **options):
+        """The arrays, or the error that reading them ended in. Damage may lie in what one host reads: were it raised here, that
+        host would never come to the barrier behind, at which Orbax lets the others wait."""
+        try:
+            return super().restore(*arguments, **options)
+        except Exception as error:  # Orbax itself raises the bare class
+            return error
+
+
+@ocp.args.register_with_handler(ArrayItem, for_save=True)
+@dataclass
+class SaveArrays(ocp.args.PyTreeSave):
+    """A tree of jax.Array to be saved."""
+
+
+@ocp.args.register_with_handler(ArrayItem, for_restore=True)
+@dataclass
+class RestoreArrays(ocp.args.PyTreeRestore):
+    """A tree of jax.Array to be restored."""
+
+
+def array_handler() -> ArrayItem:
+    """Writes trees of jax.Array with checksums, and reads them as well as those written without, before there were any. What it
+    restores goes through `raised`."""
     registry = ocp.type_handlers.create_type_handler_registry((jax.Array, ChecksummedArrays()))
-    return ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True, type_handler_registry=registry)
+    return ArrayItem(use_ocdbt=True, use_zarr3=True, type_handler_registry=registry)
+
+
+def raised(restored):
+    """What an `array_handler` restored; its error is raised."""
+    if isinstance(restored, Exception):
+        raise restored
+    return restored
