@@ -113,7 +113,7 @@ def _name(part: Path, top: Path) -> str:
 
 def _config(path: Path) -> Finding:
     file = path / "config.yaml"
-    remedy = "copy the `config` of a checkpoint's meta/metadata back, or another copy"
+    remedy = "checkpoints hold it too: `jaxgrpo train` with the config that the run was started with writes it again"
     if not file.exists():
         return Finding("config.yaml", False, "is missing", remedy)
     try:

@@ -42,15 +42,12 @@ class ChecksummedArrays(ocp.type_handlers.ArrayHandler):
         return [ocp.future.CommitFutureAwaitingContractedSignals(write(), name="checksummed_arrays")]
 
     async def deserialize(self, infos, args=None) -> list[jax.Array]:
-        """As Orbax does; a failure ends the other reads too, which would each complain of the closed event loop."""
+        """As Orbax does; after a failure the other reads come to their end, since each would complain of a closed event loop."""
         before = asyncio.all_tasks()
         try:
             return await super().deserialize(infos, args)
         except BaseException:
-            reads = asyncio.all_tasks() - before
-            for read in reads:
-                read.cancel()
-            await asyncio.gather(*reads, return_exceptions=True)
+            await asyncio.gather(*(asyncio.all_tasks() - before), return_exceptions=True)
             raise
 
 
