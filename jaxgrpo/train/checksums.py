@@ -42,7 +42,7 @@ class ChecksummedArrays(ocp.type_handlers.ArrayHandler):
         return [ocp.future.CommitFutureAwaitingContractedSignals(write(), name="checksummed_arrays")]
 
     async def deserialize(self, infos, args=None) -> list[jax.Array]:
-        """As Orbax does; after a failure the other reads come to their end, since each would complain of a closed event loop."""
+        """As Orbax does; after a failure the other reads come to their end: each would complain of a closed event loop."""
         before = asyncio.all_tasks()
         try:
             return await super().deserialize(infos, args)
