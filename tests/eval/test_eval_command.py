@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from eval.report import scores_by_question
-from eval.run import EvaluationFolder
+from eval.run import EvaluationError, EvaluationFolder
 from eval.sampling import read_records
 from jaxgrpo.data import build_tokenizer, load_problems
 from tests.data.published import DATA, path
@@ -88,6 +88,21 @@ def test_a_second_call_asks_nothing_and_a_second_run_says_the_same(evaluated, mo
     assert jaxgrpo(*command, "--out", str(other), "--suite", "heldout", "aime2024", env=env).returncode == 0
     for name in ("heldout.jsonl", "aime2024.jsonl"):
         assert (other / name).read_bytes() == before[name]
+    digests = {EvaluationFolder(folder).settings["weights_digest"] for folder in (evaluated, other)}
+    assert len(digests) == 1 and len(digests.pop()) == 32
+
+
+def test_outcomes_of_other_weights_or_of_nobody_knows_what_are_not_gone_on_with(tmp_path):
+    asked = {"model": "model", "samples": 1}
+    EvaluationFolder(tmp_path / "a").open(asked | {"weights_digest": "of the old ones"})
+    EvaluationFolder(tmp_path / "a").open(asked)  # nothing is missing, and no weights were loaded
+    with pytest.raises(EvaluationError, match="weights_digest: of the old ones there, of the new ones here"):
+        EvaluationFolder(tmp_path / "a").open(asked | {"weights_digest": "of the new ones"})
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "heldout.jsonl").write_text("{}\n")
+    with pytest.raises(EvaluationError, match="holds heldout.jsonl, but no settings.json"):
+        EvaluationFolder(tmp_path / "b").open(asked)
+    assert (tmp_path / "b" / "heldout.jsonl").read_text() == "{}\n"
 
 
 def test_an_evaluation_killed_half_way_asks_nothing_twice(digits, env, tmp_path):

@@ -82,6 +82,10 @@ def test_a_finished_study_trains_nothing_and_another_config_in_its_place_is_refu
     assert code == 0 and "started" not in output and "done before: 4 of 4" in output
     code, output = finish(path, "rollout.samples=4", env=env)
     assert code == 2 and "holds a run of another config" in output and "rollout.samples" in output
+    (out / "configs").rename(out / "configs-lost")
+    code, output = finish(path, "rollout.samples=4", env=env)
+    assert code == 2 and "rollout.samples" in output, "the runs' checkpoints say how they were configured"
+    (out / "configs-lost").rename(out / "configs")
 
 
 @pytest.mark.slow
