@@ -22,7 +22,8 @@ _SMALL_ARGUMENT = 30  # of functions that level off, such as tanh
 _mp = MPContext()
 _mp.dps = _DIGITS
 _DIFFERENT, _SAME, _ZERO = _mp.mpf(10) ** -30, _mp.mpf(10) ** -85, _mp.mpf(10) ** -60
-_HUGE = _mp.mpf(10) ** 400
+_LARGEST_LOG, _LARGEST_FACTORIAL = 20_000, 5_000
+_HUGE = _mp.exp(_LARGEST_LOG)
 _CONSTANTS = {sympy.pi: _mp.pi, sympy.E: _mp.e, sympy.I: _mp.mpc(0, 1)}
 _FUNCTIONS = {
     sympy.sin: _mp.sin, sympy.cos: _mp.cos, sympy.tan: _mp.tan, sympy.cot: _mp.cot, sympy.sec: _mp.sec, sympy.csc: _mp.csc,
@@ -222,7 +223,7 @@ class _Value:
             if not (_mp.im(power) == 0 and power > 0):
                 raise _Outside
             return _mp.mpf(0)
-        if abs(power * _mp.log(base)) > 900:
+        if abs(power * _mp.log(base)) > _LARGEST_LOG:
             raise _Unclear
         if _mp.im(power) == 0 and _mp.isint(power):
             return base ** int(power)
@@ -234,7 +235,7 @@ class _Value:
         return base**power
 
     def _bounded_exp(self, value):
-        if abs(value) > 900:
+        if abs(value) > _LARGEST_LOG:
             raise _Unclear
         return _mp.exp(value)
 
@@ -260,6 +261,8 @@ class _Value:
             if self.strict and _mp.im(value) != 0 and all(_mp.im(argument) == 0 for argument in values):
                 raise _Outside
             return value
+        if kind in (sympy.factorial, sympy.gamma, sympy.binomial) and max(map(abs, values)) > _LARGEST_FACTORIAL:
+            raise _Unclear
         if kind is sympy.factorial or kind is sympy.gamma:
             return _mp.gamma(values[0] + (kind is sympy.factorial))
         if kind is sympy.binomial:

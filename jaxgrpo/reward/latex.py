@@ -2,6 +2,7 @@ r"""One spelling for every answer: LaTeX with no spaces, no markup, braced argum
 
 import re
 import unicodedata
+from functools import lru_cache
 
 from jaxgrpo.reward.bars import paired
 from jaxgrpo.reward.units import money_last, written_out
@@ -83,6 +84,7 @@ def repair(text: str) -> str:
     return _DOUBLED.sub(r"\\", text)
 
 
+@lru_cache(maxsize=16384)
 def canonical(answer: str) -> str:
     r"""The one spelling of `answer` that all comparisons use. Text and units stay inside \text{...}.
 

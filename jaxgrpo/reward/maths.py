@@ -46,15 +46,15 @@ def equivalent(gold: str, answer: str) -> bool:
     """Whether two LaTeX answers are the same; an answer far longer than the reference never is."""
     if len(answer) > max(MAX_ANSWER, 2 * len(gold)):
         return False
-    wanted, given = choice(gold), choice(answer)
-    if wanted and given:
-        both = bool(wanted[1] and given[1])
-        return wanted[0] == given[0] and (not both or _verdict(wanted[1], given[1]))
     return _verdict(gold, answer)
 
 
 @lru_cache(maxsize=16384)
 def _verdict(gold: str, answer: str) -> bool:
+    chosen = choice(gold), choice(answer)
+    if None not in chosen:
+        (letter, option), (given, text) = chosen
+        return letter == given and (not (option and text) or _verdict(option, text))
     wanted, given = _shape(gold), _shape(answer)
     if not given.text:
         return False

@@ -177,11 +177,12 @@ def _joined(total: dict[str, int]) -> str:
 
 
 def differ(first: str, second: str) -> bool:
-    """Whether both are known units and not the same; an unknown or missing unit contradicts nothing."""
-    known = [unit.removeprefix("@") for unit in (first, second)]
-    if known == [first, second] or first[:1] != second[:1] or known[0] == known[1]:
+    """Whether both are known units, degrees or percent, and not the same; any other unit, or none, contradicts nothing."""
+    if first == second or not all(unit[:1] in ("@", "°", "%") and unit for unit in (first, second)):
         return False
-    spellings = [set(unit.split("|")) for unit in known]
+    if "°" in (first, second):
+        return not {first, second} <= {"°", "@celsius1", "@fahrenheit1", "@kelvin1", "@radian1"}
+    spellings = [set(unit.removeprefix("@").split("|")) for unit in (first, second)]
     return not spellings[0] & spellings[1]
 
 
