@@ -169,6 +169,7 @@ class PlanConfig:
 @dataclass(frozen=True)
 class Config:
     model: str = "Qwen/Qwen2.5-0.5B"  # HF directory, hub id with or without @REVISION, RUN[:STEP] of a run, random:NAME
+    family: str = ""  # auto: which line of models the curve belongs to, from the weights' files and name
     run_dir: str = "runs/run"
     seed: int = 0
     data: DataConfig = field(default_factory=DataConfig)

@@ -185,7 +185,7 @@ def _download(repository: str, revision: str | None, need_weights: bool) -> Path
     """The local snapshot of a hub repository, fetched where it is not in the cache yet. revision: a commit, tag or branch."""
     import huggingface_hub
 
-    patterns = ["*.json", "*.txt", "*.jinja", *(["*.safetensors"] if need_weights else [])]
+    patterns = ["*.json", "*.txt", "*.jinja", "README.md", *(["*.safetensors"] if need_weights else [])]
     try:
         return Path(huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the client's errors come from several HTTP libraries and share no other base

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxgrpo import storage
 from jaxgrpo.data import save_tokenizer
 from jaxgrpo.model.config import ModelError, read_json
+from jaxgrpo.model.family import model_family, write_family
 from jaxgrpo.model.hf import load_params, save_params
 from jaxgrpo.model.parameters import check_parameters
 from jaxgrpo.model.source import ModelSource, resolve_model
@@ -41,6 +42,7 @@ def convert(model: str, out_dir: str) -> Path:
     params = load_params(source, dtype=jnp.dtype(stored_dtype(source.hf_config)))
     with whole_folder(out) as unfinished:
         write_companions(unfinished, source, tokenizer=None)
+        write_family(unfinished, model_family(source))
         checkpoint.save_params(unfinished / PARAMS, params)
     return out
 

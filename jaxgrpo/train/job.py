@@ -17,6 +17,7 @@ from eval.run import Questions
 from eval.sampling import Outcome, dealt_together, outcomes, pass_at_1, sample_and_grade
 from jaxgrpo.config import Config, ConfigError, replace
 from jaxgrpo.data import DATA_SOURCE, EncodedPrompt, load_demonstrations, load_tokenizer, unknown_ids
+from jaxgrpo.model.family import Family, model_family
 from jaxgrpo.model.hf import load_params
 from jaxgrpo.model.parameters import count_parameters
 from jaxgrpo.model.source import ModelSource, resolve_model
@@ -59,6 +60,7 @@ class Job:
     engine: Engine
     pool: GraderPool
     driver: DriverProcess | None  # with rollout.driver=jetstream
+    family: Family  # without a name where a run's origin is still to tell it
     tell: Callable[[int, int, str], None] = lambda done, total, of: None  # hears of every response of `sample` that ends
     origin: dict | None = None  # of a run that began from another's checkpoint, see origin.py
 
@@ -114,13 +116,14 @@ class Job:
         """The keys of every metrics line that say which model this is."""
         counts = count_parameters(self.model)
         identity = {
-            "model_family": model_family(self.source.name),
+            "model_family": self.config.family,
             "n_params": counts["total"],
             "n_params_non_embedding": counts["non_embedding"],
             "n_params_total": counts["total"],
             "n_nominal": nominal_size(self.source.name, counts["total"]),
         }
-        identity |= {key: self.origin[key] for key in ("model_family", "n_nominal") if self.origin and self.origin[key]}
+        if self.origin and self.origin["n_nominal"]:
+            identity["n_nominal"] = self.origin["n_nominal"]
         return identity | ({"reuse_factor": self.config.data.epochs} if self.prompts.of_file else {})
 
     def initial_params(self) -> dict[str, jax.Array]:
@@ -209,13 +212,6 @@ class Job:
         return pass_at_1(self.evaluate(self.engine.load_params(params), step, stream))
 
 
-def model_family(name: str) -> str:
-    """`qwen2.5-base`, `qwen2.5-instruct`, or `qwen2.5-miniature` for random weights: what curves are grouped by."""
-    if name.startswith("random:"):
-        return "qwen2.5-miniature"
-    return "qwen2.5-instruct" if "instruct" in Path(name).name.lower() else "qwen2.5-base"
-
-
 def nominal_size(name: str, count: int) -> int:
     """The size in the model's own name (the last part of its path), `Qwen2.5-0.5B` -> 500,000,000; else the exact count.
 
@@ -280,7 +276,8 @@ def prepare(config: Config, source: ModelSource | None = None) -> Job:
         "data.tokenizer": {"name": name, "digest": tokenizer_digest(tokenizer)}
     }
     devices = jax.devices()
-    config = replace(config, {"train.steps": prompts.steps()})
+    family = Family(config.family) if config.family or source.steps else model_family(source)
+    config = replace(config, {"family": family.name, "train.steps": prompts.steps()})
     if config.train.profile > config.train.steps:
         raise ConfigError(f"train.profile={config.train.profile} is beyond the last step, train.steps={config.train.steps}.")
     config = resolve_sizes(config, source.config, len(devices), device_memory(jax.local_devices()[0]), hosts.count())
@@ -299,4 +296,4 @@ def prepare(config: Config, source: ModelSource | None = None) -> Job:
     driver = DriverProcess() if config.rollout.driver == "jetstream" else None
     of_suites = {asked.name: asked.prompts for asked in suites}
     known = heldout.prompts, heldout.overlong, of_suites, inputs
-    return Job(config, source, tokenizer, stop_ids, pad_id, prompts, *known, mesh, engine, pool, driver)
+    return Job(config, source, tokenizer, stop_ids, pad_id, prompts, *known, mesh, engine, pool, driver, family)

@@ -4,6 +4,7 @@ Everything a step does is a function of (config, state, step), and everything it
 evaluation, checkpoint. A run that is killed anywhere goes on from its last complete checkpoint and repeats the same steps.
 """
 
+import dataclasses
 import signal
 import time
 from contextlib import contextmanager, nullcontext
@@ -74,6 +75,7 @@ def _train(
 ) -> None:
     hosts.check_shared(run.path, run.LOCK)
     stored = hosts.from_first(run.stored() if hosts.is_first() else None, "what the run directory holds")
+    stored = with_family(run, stored)
     accept, config = config.checkpoint.accept_changes, replace(config, {"checkpoint.accept_changes": False})
     config, told = pinned(config, stored)
     if stored is not None:
@@ -95,6 +97,17 @@ def _train(
         for text in told:
             progress.say(text)
         trainer.run_all()
+
+
+def with_family(run: RunDirectory, stored: Stored | None) -> Stored | None:
+    """`stored` with the family that the lines of metrics carry where its config, made before that was a key, names none."""
+    if stored is None or stored.config.family:
+        return stored
+    recorded = hosts.from_first(run.recorded_family() if hosts.is_first() else None, "the family of the run's metrics")
+    if not recorded:
+        return stored
+    note = f"family {recorded}, as its metrics say, from when the model's name alone told it: it goes on under that"
+    return dataclasses.replace(stored, config=replace(stored.config, {"family": recorded}), notes=(*stored.notes, note))
 
 
 def check_same_inputs(inputs: dict[str, dict]) -> None:

@@ -35,6 +35,8 @@ class Progress:
         size = f"{n / 1e9:.2f} B" if n >= 1e9 else f"{n / 1e6:.2f} M" if n >= 1e6 else f"{n / 1e3:.0f} k"
         shape = " x ".join(f"{axis} {size}" for axis, size in job.mesh.shape.items())
         self.say(f"model     {c.model} ({size} parameters)")
+        if job.family.note:
+            self.say(f"family    {job.family.note}")
         where = f" on {hosts.count()} hosts" if hosts.count() > 1 else ""
         self.say(f"devices   {job.mesh.size} x {job.mesh.devices.flat[0].device_kind}{where}, mesh {shape}")
         self.say(

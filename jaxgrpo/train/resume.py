@@ -49,6 +49,7 @@ def find_changes(config: Config, inputs: dict[str, dict], stored: Stored) -> Cha
     keys = differing_keys(config, stored.config)
     if stored.inputs is not None:
         keys = [key for key in keys if key not in INPUT_KEYS]
+    keys = [key for key in keys if key != "family" or theirs[key]]  # a run from before that was a key has none in its config
     said = {key: f"{key}: {theirs[key]} -> {mine[key]}" for key in keys}
     free = [text for key, text in said.items() if is_changeable(key)]
     form = [said[key] for key in keys if key in _STATE_KEYS and bool(mine[key]) != bool(theirs[key]) or key == _STATE_KEYS[0]]

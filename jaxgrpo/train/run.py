@@ -86,6 +86,10 @@ class RunDirectory:
         write_whole(path, to_yaml(replace(config, {"hosts": HostsConfig()})))
         return moved
 
+    def recorded_family(self) -> str:
+        """The family that the lines of metrics carry; "" where there is none."""
+        return next((line["model_family"] for line in reversed(self.metrics.read()) if line.get("model_family")), "")
+
     def newest_step(self) -> int:
         """The step of the newest checkpoint, 0 where there is none."""
         return max((int(path.name) for path in self.checkpoints.glob("[0-9]*") if path.name.isdigit()), default=0)

@@ -30,6 +30,7 @@ MANY_SEQUENCES = 128  # per device: then the rows of a minibatch that stay empty
 ROW_LENGTHS = 5  # else each minibatch takes the best of so many
 
 AUTO_KEYS = (
+    "family",
     "data.tokenizer",
     "train.steps",
     "train.row_tokens",
@@ -59,7 +60,7 @@ def adopt(config: Config, stored: Config, devices: int, with_tokenizer: bool = T
 
 
 def resolve_sizes(config: Config, model: ModelConfig, devices: int, device_bytes: int | None, hosts: int = 1) -> Config:
-    """Fill in every automatic size except train.steps and data.tokenizer, for `devices` in all, spread evenly over `hosts`.
+    """Fill in every automatic size except train.steps, for `devices` in all, spread evenly over `hosts`.
 
     device_bytes: memory of one device, None where it is unknown (CPU). ConfigError when sizes do not fit each other or a
     single sequence does not fit the cache budget.

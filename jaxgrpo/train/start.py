@@ -9,6 +9,7 @@ from pathlib import Path
 
 from jaxgrpo import storage
 from jaxgrpo.config import Config, replace
+from jaxgrpo.model.family import model_family
 from jaxgrpo.model.source import run_and_step
 from jaxgrpo.parallel import hosts
 from jaxgrpo.train.checkpoint import CheckpointError, Checkpoints, load_params, save_params, without_checksums
@@ -162,6 +163,8 @@ class Start:
         job.config = replace(self.config, {"model": job.source.name})
         self.inputs["model"] = job.weights_input(params)
         job.origin = hosts.from_first(origin_of(step, self.inputs["model"]["digest"]), "where the weights come from")
+        family = self.config.family or job.origin["model_family"] or model_family(job.source).name
+        job.config = replace(self.config, {"family": family})
         self.progress.say(f"origin    a new run from the weights of {job.source.name}")
         if not job.origin["model_family"]:
             self.progress.say("note      nothing there tells the family and nominal size: those of the path are assumed")

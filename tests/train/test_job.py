@@ -1,6 +1,9 @@
 import pytest
 
-from jaxgrpo.train.job import model_family, nominal_size
+from jaxgrpo.config import Config, differences, replace
+from jaxgrpo.train.job import nominal_size
+from jaxgrpo.train.run import RunDirectory
+from jaxgrpo.train.sizes import adopt
 
 
 @pytest.mark.parametrize(
@@ -19,7 +22,16 @@ def test_the_nominal_size_is_the_one_in_the_models_own_name_if_it_can_be(name, c
     assert nominal_size(name, count) == nominal
 
 
-def test_the_family_is_that_of_the_models_own_name():
-    assert model_family("Qwen/Qwen2.5-7B-Instruct") == "qwen2.5-instruct"
-    assert model_family("/data/instruct-study/Qwen2.5-7B") == "qwen2.5-base"
-    assert model_family("random:miniature") == "qwen2.5-miniature"
+def test_a_run_goes_on_under_the_family_that_its_lines_carry(tmp_path):
+    run = RunDirectory(str(tmp_path))
+    assert run.recorded_family() == ""
+    for step in range(2):
+        run.metrics.append({"model_family": "qwen2.5-base", "step": step})
+    assert run.recorded_family() == "qwen2.5-base"
+
+
+def test_the_key_names_the_family_and_a_resumed_run_takes_the_stored_one():
+    stored, asked = replace(Config(), {"family": "my-line"}), Config()
+    assert adopt(asked, stored, 1).family == "my-line"
+    assert adopt(replace(asked, {"family": "other"}), stored, 1).family == "other"
+    assert any("family: other here, my-line" in line for line in differences(replace(asked, {"family": "other"}), stored))
