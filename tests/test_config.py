@@ -40,6 +40,7 @@ CHOICES = {
 }
 # Fixed, or bounded against each other.
 CONSTRAINED = {"data.prompts_per_step", "train.minibatch_prompts", "train.row_tokens", "warmup.steps", "warmup.corrupt_steps"}
+CONSTRAINED |= {"checkpoint.best", "checkpoint.metric"}
 TEXT = st.text(st.characters(codec="ascii", exclude_characters="${}\\?", exclude_categories=["Cc"]), max_size=12)
 
 
