@@ -1,6 +1,7 @@
 """Eight virtual CPU devices for every test, set before jax is imported anywhere; the same drawn examples in every run."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -9,6 +10,8 @@ from hypothesis import settings
 
 settings.register_profile("same-every-time", derandomize=True)
 settings.load_profile("same-every-time")
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it, and children would too
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

@@ -58,8 +58,10 @@ def ours(directory):
     """Greedy tokens of our scheduler for a list of prompts."""
     from transformers import AutoTokenizer
 
-    model, eos = load(directory), AutoTokenizer.from_pretrained(directory).eos_token_id
-    engine = Engine(model.config, settings_of(max_prompt=16, max_new=24, stop_ids=(eos,)), mesh_of())
+    model, tokenizer = load(directory), AutoTokenizer.from_pretrained(directory)
+    padded = ((len(tokenizer), VOCAB),)  # ids behind the tokenizer's, which a server never says
+    settings = settings_of(max_prompt=16, max_new=24, stop_ids=(tokenizer.eos_token_id,), unknown=padded)
+    engine = Engine(model.config, settings, mesh_of())
     params = engine.load_params(model.params)
     return lambda prompts: [r.tokens for (r,) in generate(engine, params, requests_of(prompts))]
 

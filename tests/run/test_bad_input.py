@@ -146,9 +146,9 @@ def test_a_run_directory_of_another_config_is_refused_and_left_alone(capsys, who
     run_dir = tmp_path / "run"
     shutil.copytree(whole_run, run_dir)
     before = {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()}
-    code, message = refused(capsys, run_dir, "optim.lr=1e-5")
+    code, message = refused(capsys, run_dir, "optim.beta2=0.5")
     assert code == 2
-    assert "optim.lr: 1e-05 here, 0.0004 in the run directory" in message
+    assert "optim.beta2: 0.999 -> 0.5" in message
     assert before == {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()}
 
 

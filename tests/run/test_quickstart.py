@@ -28,7 +28,7 @@ def test_the_quickstart_learns_arithmetic_by_reinforcement_alone(env, tmp_path):
     assert picture.startswith(b"\x89PNG")
     again = jaxgrpo("train", CONFIG, f"run_dir={run_dir}", env=env)
     assert again.returncode == 0, again.stderr
-    assert "going on after step 60" in again.stdout
+    assert "finished at step 60" in again.stdout
     assert pass_at_1(run_dir) == curve
 
 
