@@ -13,7 +13,7 @@ def changes(run: Path) -> list[tuple[int, list[str]]]:
     it, a new start all."""
     path = run / "history.jsonl"
     found: list[tuple[int, list[str]]] = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+    for line in path.read_bytes().decode(errors="replace").splitlines() if path.is_file() else ():
         try:
             event = json.loads(line)
             kind, step = event["event"], int(event["step"])

@@ -13,6 +13,7 @@ settings.load_profile("same-every-time")
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it, and children would too
 
+os.environ.pop("COLUMNS", None)  # workers of pytest-xdist have one: what a pipe gets would be as narrow as a terminal
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 

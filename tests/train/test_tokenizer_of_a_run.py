@@ -92,6 +92,7 @@ def test_a_run_with_a_tokenizer_of_its_own_choice_keeps_nothing_of_the_models(tm
         "tokenizer_config.json",
         "exact_tokenizer.py",
         "chat_template.jinja",
+        "checksums.json",
     }
     for tokenizer in (load_tokenizer(str(tmp_path / "run")), AutoTokenizer.from_pretrained(tmp_path / "run")):
         assert ids_of(tokenizer) == expected(core)
