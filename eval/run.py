@@ -10,7 +10,6 @@ kill.
 
 import fcntl
 import json
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from jaxgrpo.reward import GraderPool
 from jaxgrpo.rollout.engine import Engine
 from jaxgrpo.rollout.sampling import Sampling
 from jaxgrpo.storage import naming
-from jaxgrpo.whole_file import write_whole
+from jaxgrpo.whole_file import file_checksum, write_whole
 
 
 class EvaluationError(UserError):
@@ -91,7 +90,7 @@ class EvaluationFolder:
         if not path.exists() or self.lost(suite):
             return None
         known = self._checksums().get(suite)
-        if known is not None and known != _file_checksum(path):
+        if known is not None and known != file_checksum(path):
             raise EvaluationError(f"{path} was changed after it was written: delete it, and the same command asks again.")
         return read_records(path)
 
@@ -127,14 +126,8 @@ class EvaluationFolder:
         """All outcomes of a suite are there."""
         path = self.path / f"{suite}.jsonl"
         write_records(path, sorted(records, key=lambda r: (r["question"], r["sample"])))
-        write_whole(
-            self.path / "checksums.json", json.dumps(self._checksums() | {suite: _file_checksum(path)}, indent=2) + "\n"
-        )
+        write_whole(self.path / "checksums.json", json.dumps(self._checksums() | {suite: file_checksum(path)}, indent=2) + "\n")
         self.partial(suite).unlink(missing_ok=True)
-
-
-def _file_checksum(path: Path) -> str:
-    return f"{zlib.crc32(path.read_bytes()):08x}"
 
 
 def run_suite(

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from jaxgrpo import __version__, interruption
 from jaxgrpo.data_commands import add_data_commands
@@ -14,6 +15,12 @@ DONE, FAILED = 0, 1
 
 class _Parser(argparse.ArgumentParser):
     """One whose epilog may be a function: what it takes to write it is imported when help is asked for, not at every start."""
+
+    def error(self, message: str) -> NoReturn:
+        """argparse counts positionals that may be absent among those that are required."""
+        if message.startswith("the following arguments are required"):
+            message = f"{message.removesuffix(', key=value')} (`{self.prog} --help` explains them)"
+        super().error(message)
 
     def format_help(self) -> str:
         if callable(self.epilog):
@@ -343,7 +350,8 @@ def _export(arguments) -> int:
         os.environ["JAX_PLATFORMS"] = "cpu"
         from jaxgrpo.train.conversion import export
 
-        print(f"exported {arguments.checkpoint} to {export(arguments.checkpoint, arguments.out_dir, arguments.dtype)}")
+        out, step = export(arguments.checkpoint, arguments.out_dir, arguments.dtype)
+        print(f"exported {arguments.checkpoint}{'' if step is None else f', step {step},'} to {out}")
 
     return _reported(run)
 
@@ -403,7 +411,7 @@ def _plan(arguments) -> int:
 def _fit(arguments) -> int:
     from scaling.__main__ import main as fit
 
-    return fit(arguments.rest)
+    return fit(arguments.rest, prog="jaxgrpo fit")
 
 
 def _start_jax(config) -> None:

@@ -7,8 +7,10 @@ or "" whose comment says "auto" is worked out at the start and written into the 
 import dataclasses
 import difflib
 import math
+import re
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 import yaml
@@ -275,7 +277,7 @@ def load_config(
     tree = OmegaConf.structured(base or Config)
     layers = []
     if path is not None:
-        layers.append((path, read_mapping(path, "config file")))
+        layers.append((path, read_mapping(path, "config file", _nearest(path))))
     given = [(override, *parse_override(override)) for override in overrides]
     given += [(f"{key}={value}", key, value) for key, value in (values or {}).items()]
     layers += [(origin, _nested(key.split("."), value)) for origin, key, value in given]
@@ -291,6 +293,14 @@ def load_config(
         raise ConfigError(_first_line(error)) from None
     check_config(config)
     return config
+
+
+def _nearest(path: str) -> str:
+    """The file that somebody who typed a path without a file may have meant, as a hint."""
+    there = [str(file) for folder in (Path(path).parent, Path("configs")) for file in folder.glob("*.yaml")]
+    typed = (path, f"configs/{Path(path).stem}.yaml")
+    near = [found for name in typed for found in difflib.get_close_matches(name, there, n=1, cutoff=0.8)]
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def given_keys(path: str | None, overrides: list[str] = ()) -> set[str]:
@@ -330,7 +340,7 @@ def read_mapping(path: str, kind: str, hint: str = "") -> dict:
         values = read_text(text)
         kind_found = type(yaml.safe_load(text)).__name__ if isinstance(values, str) else type(values).__name__
     except FileNotFoundError:
-        raise ConfigError(f"{kind} {path} does not exist{hint}.") from None
+        raise ConfigError(f"{kind} {path} does not exist{hint or '.'}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{kind} {path} cannot be read as YAML: {error}") from None
     if not isinstance(values or {}, dict):
@@ -378,9 +388,17 @@ def _nested(keys: list[str], value: Any) -> dict:
     return {keys[0]: value if len(keys) == 1 else _nested(keys[1:], value)}
 
 
+_KINDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
+
+
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines()]
     key = next((line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: ")), "")
+    wrong = re.match(r"Value '(.*?)'(?: of type '\w+')? (?:could not be converted to|is not a valid) (\w+)", lines[0])
+    if wrong and wrong[2] in _KINDS:
+        lines[0] = f"{wrong[1]!r} is not {_KINDS[wrong[2]]}"
+    elif "is not a TupleConfig" in lines[0]:
+        lines[0] = "give a list, such as [one,two]"
     return f"{key}: {lines[0]}" if key else lines[0]
 
 

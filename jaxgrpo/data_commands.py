@@ -25,11 +25,7 @@ def _add_prepare(commands, run: Callable) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     prepare.add_argument("source", metavar="SOURCE", help="hub id, such as LLM360/guru-RL-92k, or a parquet or JSONL file")
-    prepare.add_argument(
-        "out_dir",
-        metavar="OUT_DIR",
-        help="folder for the files; others of these names are moved aside in it",
-    )
+    _add_out_dir(prepare)
     prepare.add_argument(
         "--heldout", type=int, default=500, metavar="N", help="problems to hold out, half of them easy; 0: none"
     )
@@ -40,6 +36,10 @@ def _add_prepare(commands, run: Callable) -> None:
     )
     prepare.add_argument("--remove-contaminated", action="store_true", help="leave out training problems found there")
     prepare.set_defaults(run=run, make=_prepare)
+
+
+def _add_out_dir(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out_dir", metavar="OUT_DIR", help="folder for the files; others of these names are moved aside in it")
 
 
 def _add_template(parser: argparse.ArgumentParser) -> None:
@@ -83,11 +83,7 @@ def _add_reuse(commands, run: Callable) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     reuse.add_argument("train_file", metavar="TRAIN_FILE", help="a prepared training file")
-    reuse.add_argument(
-        "out_dir",
-        metavar="OUT_DIR",
-        help="folder for the files; others of these names are moved aside in it",
-    )
+    _add_out_dir(reuse)
     reuse.add_argument(
         "--tau", type=int, nargs="+", default=[1, 2, 4, 5, 10, 20, 25, 50, 100], metavar="N", help="times seen; 1: the whole"
     )
@@ -117,8 +113,8 @@ def _prepare(arguments) -> None:
     from rich.console import Console
 
     from jaxgrpo.aside import replacing
-    from jaxgrpo.data.files import load_problems
-    from jaxgrpo.data.prepare import HELDOUT, SUMMARY, TRAIN, prepare, write_prepared
+    from jaxgrpo.data.files import HELDOUT, TRAIN, load_problems
+    from jaxgrpo.data.prepare import SUMMARY, prepare, write_prepared
     from jaxgrpo.data.prompts import asked, find_template
     from jaxgrpo.data.report import draw_difficulty, print_summary
 
@@ -134,6 +130,8 @@ def _prepare(arguments) -> None:
         template=template,
     )
     console = Console(soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 1000  # of a table in a log: as wide as it is
     stale = not made.heldout and (out / HELDOUT).exists()
     names = [TRAIN, *([HELDOUT] if made.heldout else []), SUMMARY]
     with replacing(out, names, partial(console.print, markup=False)):

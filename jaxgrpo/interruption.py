@@ -71,11 +71,11 @@ def taken_by(taker: Callable[[int], None]) -> Iterator[None]:
 @contextmanager
 def undone(leftover: Callable[[], None]) -> Iterator[None]:
     """`leftover` is called when this ends, also where the process is ended inside."""
-    try:
-        with _while_in(_leftovers, leftover):
+    with _while_in(_leftovers, leftover):  # a request that comes while the leftover is being undone undoes it too
+        try:
             yield
-    finally:
-        leftover()
+        finally:
+            leftover()
 
 
 def undone_at_exit(leftover: Callable[[], None]) -> None:

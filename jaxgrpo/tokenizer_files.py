@@ -56,13 +56,13 @@ def copy_companions(source: Path, target: Path, *, tokenizer: bool = True) -> No
     _copy(source, target, ("generation_config.json",))
     if not tokenizer:
         return
-    core = _json(source / "tokenizer.json")
-    settings = _json(source / "tokenizer_config.json")
+    core = json_object(source / "tokenizer.json")
+    settings = json_object(source / "tokenizer_config.json")
     if "model" not in core or _is_qwen(core, settings):
         _copy(source, target, TOKENIZER_PATTERNS)
         return
     _copy(source, target, ("tokenizer.json", "chat_template.jinja"))
-    write_settings(target, core, {**_json(source / "special_tokens_map.json"), **settings})
+    write_settings(target, core, {**json_object(source / "special_tokens_map.json"), **settings})
 
 
 def write_settings(directory: Path, core: dict, settings: dict) -> None:
@@ -127,8 +127,8 @@ def _copy(source: Path, target: Path, patterns: tuple[str, ...]) -> None:
             shutil.copyfile(file, target / file.name)
 
 
-def _json(file: Path) -> dict:
-    """The object of a JSON file; an empty one where there is none, which whoever loads the tokenizer then tells."""
+def json_object(file: Path) -> dict:
+    """The object of a JSON file; an empty one where there is none, which whoever needs the file then tells."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):

@@ -4,6 +4,7 @@ import glob
 import os
 import shutil
 import socket
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,11 @@ def write_whole(path: Path, text: str) -> None:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)  # of a disk that was full
+
+
+def file_checksum(file: Path) -> str:
+    """CRC-32 of a file's bytes, in hexadecimal."""
+    return f"{zlib.crc32(file.read_bytes()):08x}"
 
 
 @contextmanager

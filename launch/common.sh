@@ -4,10 +4,25 @@
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 DRY_RUN=${DRY_RUN:-}
 
-# The comment at the head of the calling script, as its help.
+# The comment at the head of the calling script.
+show_help() {
+  awk 'NR > 1 { if (!/^# ?/ || /^#SBATCH/ || /^# shellcheck/) exit; sub(/^# ?/, ""); print }' "$0"
+}
+
+# The same for a command that cannot be meant.
 usage() {
-  awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$0" >&2
+  show_help >&2
   exit 2
+}
+
+# Ends unless all of these variables are set; each comes with an example: NAME=VALUE.
+require() {
+  local one missing=''
+  for one in "$@"; do
+    local name=${one%%=*}
+    [ -n "${!name:-}" ] || missing+=" $one"
+  done
+  [ -z "$missing" ] || { echo "$(basename "$0"): set$missing (these are examples; see --help)" >&2; exit 2; }
 }
 
 # Takes --dry-run and --help out of the arguments, wherever they stand; what is left is in the array `arguments`.
@@ -17,7 +32,7 @@ parse_flags() {
   for argument in "$@"; do
     case $argument in
       --dry-run) DRY_RUN=1 ;;
-      -h | --help) usage ;;
+      -h | --help) show_help; exit 0 ;;
       *) arguments+=("$argument") ;;
     esac
   done

@@ -17,9 +17,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 parse_flags "$@"
 [ ${#arguments[@]} -ge 2 ] || usage
-for key in IMAGE ACCELERATOR TOPOLOGY; do
-  [ -n "${!key:-}" ] || { echo "gke.sh: set $key; see --help" >&2; exit 2; }
-done
+require IMAGE=REGISTRY/jaxgrpo ACCELERATOR=tpu-v5p-slice TOPOLOGY=2x2x2
 export IMAGE ACCELERATOR TOPOLOGY CHIPS=${CHIPS:-4} SLICES=${SLICES:-1} SPOT=${SPOT:-} RESTARTS=${RESTARTS:-20}
 manifest=$(python3 "$HERE/launch/gke_manifest.py" "${arguments[@]}")
 if [ -n "$DRY_RUN" ]; then

@@ -65,9 +65,11 @@ describe() { # exit code $1 in words
   if [ "$1" -gt 128 ]; then echo "killed by SIG$(kill -l $(($1 - 128)))"; else echo "exit code $1"; fi
 }
 
+# What the log $1 ends with: our own last line where there is one among its last 100, else the last that is not a frame of a C++ stack.
 last_line() {
   local line
-  line=$(grep -v '^\[Gloo\]' "$1" | grep -v '^[[:space:]]*$' | tail -n 1)
+  line=$(tail -n 100 "$1" | grep '^jaxgrpo: ' | tail -n 1)
+  [ -n "$line" ] || line=$(grep -vE '^\[Gloo\]|^[[:space:]]*$|^[[:space:]]*(@|#[0-9]+) |^\*\*\*' "$1" | tail -n 1)
   echo "${line:-(no output)}"
 }
 

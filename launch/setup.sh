@@ -26,6 +26,7 @@ constraints=launch/constraints-$version.txt
 wanted=$(cat pyproject.toml "$constraints" launch/setup.sh | cksum; echo "$EXTRAS")
 if [ "$(cat "$VENV/.installed" 2>/dev/null)" != "$wanted" ]; then
   started=$SECONDS
+  echo "installing jaxgrpo[$EXTRAS] and what it needs into $VENV; the first time this downloads some 500 MB ..." >&2
   if [ -x "$VENV/bin/python" ] && [ "$("$VENV/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')" != "$version" ]; then
     rm -rf "$VENV" # made by another interpreter
   fi

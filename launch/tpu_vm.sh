@@ -24,17 +24,6 @@ action=${arguments[0]} name=${arguments[1]}
 rest=("${arguments[@]:2}")
 cd "$HERE" || exit 1
 
-require() {
-  local key
-  for key in "$@"; do
-    [ -n "${!key:-}" ] || { echo "tpu_vm.sh: set $key, such as $key=$(example "$key")" >&2; exit 2; }
-  done
-}
-
-example() {
-  case $1 in PROJECT) echo my-project ;; ZONE) echo us-east5-a ;; *) echo v5p-128 ;; esac
-}
-
 runtime() {
   case $ACCELERATOR in
     v5p-*) echo v2-alpha-tpuv5 ;;
@@ -56,7 +45,6 @@ on_all() { # a command line on all workers
 }
 
 create() {
-  require ACCELERATOR
   local spot=()
   [ -n "${SPOT:-}" ] && spot=(--spot)
   tpu "queued-resources create" "$name" "--node-id=$name" "--accelerator-type=$ACCELERATOR" \
@@ -88,7 +76,10 @@ delete() {
   tpu "queued-resources delete" "$name" --force --quiet
 }
 
-require PROJECT ZONE
+case $action in
+  create | run) require PROJECT=my-project ZONE=us-east5-a ACCELERATOR=v5p-128 ;;
+  *) require PROJECT=my-project ZONE=us-east5-a ;;
+esac
 case $action in
   create | install | train | delete) "$action" ;;
   logs) tpu "tpu-vm ssh" "$name" "--worker=${rest[0]:-0}" "--command=tail -n 100 -F jaxgrpo/train.log" ;;

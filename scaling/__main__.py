@@ -22,6 +22,7 @@ from scaling.reading import SMALLEST_N, load
 from scaling.runs import X_COLUMNS, DataError
 
 TABLE_6 = {"bootstrap", "seed", "compare", "out"}  # options of the comparison with the published fits
+PROG = "python -m scaling"
 SELECTION = ("family", "size", "warmup", "ending")  # options that say which points are read
 REUSE = {*SELECTION, "bootstrap", "seed", "out"}  # of runs that differ in reuse_factor
 UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9}
@@ -73,10 +74,10 @@ def count(text: str) -> int:
     return int(text)
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(prog: str = PROG) -> argparse.ArgumentParser:
     """The command line of `python -m scaling` and `jaxgrpo fit`; options that are not given are absent from what it returns."""
     p = argparse.ArgumentParser(
-        prog="python -m scaling",
+        prog=prog,
         description="Fit log10 L = -k(N) log10 X + E(N), k(N) = K_max / (1 + N_0/N), to held-out loss; predict; draw.",
         epilog="Without METRICS: the published curves of arXiv 2509.25300 against its published fits (--bootstrap, --seed, "
         "--compare and --out act there); with any other option, a fit of the published curves as of your own.",
@@ -114,51 +115,55 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+def main(argv: Sequence[str] | None = None, prog: str = PROG) -> int:
+    """Run the command line; returns the exit code. prog: the command as it was typed, for help and messages."""
     try:
-        given = vars(parser().parse_args(None if argv is None else list(argv)))
+        given = vars(parser(prog).parse_args(None if argv is None else list(argv)))
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() or os.environ.get("COLUMNS") else None
-    with tables.narrowed(width):
-        return _fit(given, lambda text: print(tables.wrapped(text, width)))
-
-
-def _fit(given: dict, say: Callable[[str], None]) -> int:
-    metrics = given.pop("metrics", [])
-    family, size = given.get("family"), given.get("size", "n_nominal")
-    options = report.Options(**{name: value for name, value in given.items() if name not in SELECTION})
     try:
-        if options.bootstrap == 0 and given.keys() & {"resample", "block"}:
-            return _refused(given.keys() & {"resample", "block"}, "with --bootstrap 0, which draws nothing")
-        if not metrics and not given.keys() - TABLE_6:
-            report.from_paper(options, say)
-            return 0
-        if not metrics:
-            say("no METRICS: the published curves of arXiv 2509.25300; without these options, the paper's Table 6")
-        runs = load(metrics or published.DATA / published.MAIN, size=size)
-        if family is not None:
-            runs = runs.select(family=family)
-        runs = runs.clip(given.get("warmup", 0), given.get("ending", 0))
-        if report.is_reuse(runs):
-            if given.keys() - REUSE:
-                return _refused(
-                    sorted(given.keys() - REUSE), "to runs that differ in reuse_factor: these are compared, no law is fitted"
-                )
-            report.own_reuse(runs, options, say)
-        else:
-            report.own(runs, options, say)
+        with tables.narrowed(width):
+            _fit(given, lambda text: print(tables.wrapped(text, width)))
+    except _Refused as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return 2
     except (DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"{prog}: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _refused(options: Iterable[str], where: str) -> int:
+class _Refused(DataError):
+    """Options that cannot be meant together."""
+
+
+def _fit(given: dict, say: Callable[[str], None]) -> None:
+    metrics = given.pop("metrics", [])
+    family, size = given.get("family"), given.get("size", "n_nominal")
+    options = report.Options(**{name: value for name, value in given.items() if name not in SELECTION})
+    if options.bootstrap == 0 and given.keys() & {"resample", "block"}:
+        raise _refused(given.keys() & {"resample", "block"}, "with --bootstrap 0, which draws nothing")
+    if not metrics and not given.keys() - TABLE_6:
+        report.from_paper(options, say)
+        return
+    if not metrics:
+        say("no METRICS: the published curves of arXiv 2509.25300; without these options, the paper's Table 6")
+    runs = load(metrics or published.DATA / published.MAIN, size=size)
+    if family is not None:
+        runs = runs.select(family=family)
+    runs = runs.clip(given.get("warmup", 0), given.get("ending", 0))
+    if not report.is_reuse(runs):
+        report.own(runs, options, say)
+    elif given.keys() - REUSE:
+        raise _refused(given.keys() - REUSE, "to runs that differ in reuse_factor: these are compared, no law is fitted")
+    else:
+        report.own_reuse(runs, options, say)
+
+
+def _refused(options: Iterable[str], where: str) -> _Refused:
     named = ", ".join(f"--{name}" for name in sorted(options))
-    print(f"error: {named} means nothing {where}; leave it out", file=sys.stderr)
-    return 2
+    return _Refused(f"{named} means nothing {where}; leave it out")
 
 
 if __name__ == "__main__":

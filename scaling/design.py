@@ -71,8 +71,8 @@ def design(runs: Runs, x: str = "compute", weights: str = "model", minimum_sizes
     if len(curves.sizes) < minimum_sizes:
         raise DataError(
             f"the joint law needs at least {minimum_sizes} model sizes, here is {len(curves.sizes)} "
-            f"({', '.join(c.size for c in curves)}): add runs of other sizes, or use scaling.fit_each for one "
-            "power law per model"
+            f"({', '.join(c.size for c in curves)}): add runs of other sizes (a power law for each size "
+            "alone: scaling.fit_each in Python)"
         )
     for curve in curves:
         if len(curve) < MINIMUM_POINTS:

@@ -54,6 +54,21 @@ def test_bad_usage_exits_with_2(arguments):
     assert exit_code(arguments) == 2
 
 
+def test_what_is_missing_is_named_and_nothing_else(capsys):
+    assert exit_code(["train"]) == 2
+    assert "the following arguments are required: CONFIG (`jaxgrpo train --help` explains them)" in capsys.readouterr().err
+
+
+def test_a_study_whose_files_are_missing_trains_nothing_and_names_them(capsys, tmp_path):
+    config = str(ROOT / "configs" / "study-reuse.yaml")
+    assert main(["study", config, f"out={tmp_path / 'study'}", "runs.tau1.data.train=none.jsonl"]) == 1
+    message = capsys.readouterr().err
+    assert "runs.tau1.data.train=none.jsonl does not exist (. holds " in message
+    assert "runs.tau2.data.train=data/reuse/sampled_1_2_25600.parquet does not exist" in message
+    assert "set.data.test=data/heldout.parquet" not in message and message.count("heldout.parquet") == 1
+    assert not (tmp_path / "study").exists()
+
+
 def test_overrides_may_stand_before_and_after_an_option(capsys, tmp_path):
     config = str(ROOT / "configs" / "quickstart.yaml")
     assert main(["train", config, f"run_dir={tmp_path}", "--dry-run", "rollout.samples=3", "mesh.fsdp=2"]) == 0

@@ -262,6 +262,21 @@ def test_a_file_that_is_not_a_mapping_is_refused(text, kind, tmp_path):
     assert f"holds a {kind}, not `key: value` lines" in message(written(tmp_path, text))
 
 
+@pytest.mark.parametrize(
+    "override, said",
+    [
+        ("train.steps=abc", "train.steps: 'abc' is not a whole number"),
+        ("optim.lr=fast", "optim.lr: 'fast' is not a number"),
+        ("reward.shuffle=maybe", "reward.shuffle: 'maybe' is not true or false"),
+        ("eval.suites=3", "eval.suites: give a list, such as [one,two]"),
+    ],
+)
+def test_a_value_of_another_kind_is_told_in_words(override, said):
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [override])
+    assert str(caught.value) == f"{override}: {said}"
+
+
 @pytest.mark.parametrize("text", ["", "# only a comment\n", "{}\n"])
 def test_an_empty_file_means_the_defaults(text, tmp_path):
     assert load_config(written(tmp_path, text)) == Config()
@@ -270,6 +285,9 @@ def test_an_empty_file_means_the_defaults(text, tmp_path):
 def test_a_file_that_is_missing_or_unreadable_is_named(tmp_path):
     missing = str(tmp_path / "nothing.yaml")
     assert message(missing) == f"config file {missing} does not exist."
+    (tmp_path / "nothin.yaml").touch()
+    assert message(missing) == f"config file {missing} does not exist; did you mean {tmp_path / 'nothin.yaml'}?"
+    assert message("qwen2.5-0.5.yaml").endswith("did you mean configs/qwen2.5-0.5b.yaml?")
     assert f"config file {tmp_path} cannot be read" in message(str(tmp_path))
     assert "cannot be read as YAML" in message(written(tmp_path, "a: [1, 2\nb: }"))
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x81")

@@ -10,7 +10,8 @@ import logging
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _LOG = logging.getLogger(__name__)
-_SUFFIXES = (".parquet", ".jsonl")
+DATA_SUFFIXES = (".parquet", ".jsonl")
+PREPARED = (TRAIN, HELDOUT) = ("train.parquet", "heldout.parquet")  # what `jaxgrpo data prepare` writes
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?(:.+)?")
 _PROBLEM_COLUMNS = ("data_source", "prompt", "reward_model")
 _ROLES = ("system", "user", "assistant", "tool")  # a chat template leaves out what others say, without a word
@@ -180,15 +182,17 @@ def read_rows(
     path = os.fspath(path)
     suffix = os.path.splitext(path)[1].lower()
     if os.path.isdir(path):
-        raise DataError(f"{path} is a directory; name one {' or '.join(_SUFFIXES)} file in it")
+        raise DataError(f"{path} is a directory; name one {' or '.join(DATA_SUFFIXES)} file in it")
     if os.path.exists(path):
-        if suffix not in _SUFFIXES:
-            raise DataError(f"{path}: the suffix {suffix!r} is not supported; give a {' or '.join(_SUFFIXES)} file")
+        if suffix not in DATA_SUFFIXES:
+            raise DataError(f"{path}: the suffix {suffix!r} is not supported; give a {' or '.join(DATA_SUFFIXES)} file")
         rows, names = _read_parquet(path) if suffix == ".parquet" else _read_jsonl(path)
-    elif _HUB_ID.fullmatch(path) and suffix not in _SUFFIXES or re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?:.+", path):
+    elif _HUB_ID.fullmatch(path) and suffix not in DATA_SUFFIXES or re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?:.+", path):
         rows, names = _read_hub(path, split, subset)
     else:
-        raise DataError(f"there is no file {path}; give a local {' or '.join(_SUFFIXES)} file or a hub id org/name[:file]")
+        made = "; `jaxgrpo data prepare SOURCE OUT_DIR` makes it" if os.path.basename(path) in PREPARED else ""
+        kinds = " or ".join(DATA_SUFFIXES)
+        raise DataError(f"there is no file {path}{made}; give a local {kinds} file or a hub id org/name[:file]")
     if not rows:
         raise DataError(f"{path} has no rows; give a file with at least one problem")
     if names is not None:
@@ -245,14 +249,28 @@ def _read_hub(path: str, split: str, subset: str | None) -> tuple[list[dict], li
     try:
         import datasets
 
-        data = datasets.load_dataset(name, subset, data_files=file or None, split=split, revision=revision or None)
+        with _quiet("huggingface_hub", "datasets"):  # they tell of every try again
+            data = datasets.load_dataset(name, subset, data_files=file or None, split=split, revision=revision or None)
     except Exception as error:  # the hub client has no common base class for its failures
         raise DataError(
-            f"{path}: there is no such local file, and the hub gave no data set of that name "
-            f"({type(error).__name__}: {_short(str(error))}); check the name and the network, or fetch the file "
-            f"elsewhere and give its local path ({' or '.join(_SUFFIXES)})"
+            f"{path}: there is no such local file, and the hub could not be asked or has no such data set "
+            f"({type(error).__name__}: {_short(str(error))}); check the network and the name, or fetch the file "
+            f"elsewhere and give its local path ({' or '.join(DATA_SUFFIXES)})"
         ) from error
     return data.to_list(), data.column_names
+
+
+@contextmanager
+def _quiet(*loggers: str) -> Iterator[None]:
+    """While this lasts, these loggers tell only of errors."""
+    before = {name: logging.getLogger(name).level for name in loggers}
+    for name in loggers:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def _messages(prompt: object, where: str) -> list[dict]:

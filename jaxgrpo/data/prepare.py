@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxgrpo.data.contamination import Match, find_matches
-from jaxgrpo.data.files import problem_rows, write_parquet
+from jaxgrpo.data.files import HELDOUT, TRAIN, problem_rows, write_parquet
 from jaxgrpo.data.problem import DataError
 from jaxgrpo.data.prompts import TEMPLATES, Template, asked, in_template, is_maths
 from jaxgrpo.data.repair import Repairs
@@ -30,7 +30,7 @@ RATES = (RATE, HUB_RATE)  # what a problem is sorted by: the first that it has
 COLUMNS = ("data_source", "prompt", "ability", "reward_model", "extra_info")
 EASY = 0.3  # least pass rate of an easy problem
 SOURCES = {"LLM360/guru-RL-92k": "LLM360/guru-RL-92k:train/math__combined_54.4k.parquet"}  # the file that is meant
-TRAIN, HELDOUT, SUMMARY = "train.parquet", "heldout.parquet", "summary.json"
+SUMMARY = "summary.json"
 
 
 @dataclass

@@ -34,11 +34,11 @@ def print_summary(made: Prepared, summary: dict, console: Console) -> None:
     console.print(f"prompts   template {made.template}, put around {made.prompted:,} of {total:,}", markup=False)
     console.print(f"repaired  {made.repairs}")
     if not made.matches:
-        console.print("benchmarks: none of their questions was found in the training problems")
+        console.print("benchmarks and held-out problems: none of their questions was found in the training problems")
         return
     verbatim = sum(match.verbatim for match in made.matches)
     fate = "left out" if made.removed else "still in: --remove-contaminated leaves them out"
-    console.print(f"{len(made.matches)} matches with benchmarks, {verbatim} word for word; {fate}")
+    console.print(f"{len(made.matches)} matches with benchmarks and held-out problems, {verbatim} word for word; {fate}")
     for match in made.matches[:_SHOWN]:
         kind = "word for word" if match.verbatim else f"{min(match.overlap, 0.99):.0%} of its words"
         console.print(f"  {match.benchmark} question {match.question}, training row {match.row}: {kind}", highlight=False)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxgrpo.model.source import ModelSource
+from jaxgrpo.tokenizer_files import json_object
 
 FAMILY_FILE = "family.json"  # of a converted directory: the family of what was converted
 MINIATURE = "qwen2.5-miniature"
@@ -68,7 +69,7 @@ def model_family(source: ModelSource) -> Family:
     if source.random:
         return Family(MINIATURE)
     if source.path is not None and (source.path / FAMILY_FILE).exists():
-        return Family(**_object(source.path / FAMILY_FILE))
+        return Family(**json_object(source.path / FAMILY_FILE))
     files, names = _read_files(source), _names(source)
     known = {family for family in map(_published, names) if family}
     if len(known) == 1:
@@ -168,11 +169,3 @@ def _own(source: ModelSource, files: _Files) -> str:
                 stream.seek(size * block // _SAMPLED_BLOCKS)
                 known.update(stream.read(_BLOCK))
     return f"{files.words}-{known.hexdigest()[:8]}"
-
-
-def _object(file: Path) -> dict:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}

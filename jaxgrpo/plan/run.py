@@ -124,7 +124,8 @@ def run_plan(path: str, overrides: list[str], topology: str, options) -> None:
         console.print(text, markup=False)
 
     size = count_parameters(model)["total"]
-    say(f"plan      {config.model} ({size / 1e9:.3g} B parameters) on {place.name}: {place.chips} chips, {place.hosts} hosts")
+    chips, hosts = (f"{n} {what}{'' if n == 1 else 's'}" for n, what in ((place.chips, "chip"), (place.hosts, "host")))
+    say(f"plan      {config.model} ({size / 1e9:.3g} B parameters) on {place.name}: {chips}, {hosts}")
     if options.suggest:
         found = suggest(config, model, place, assumptions)
         if not found:

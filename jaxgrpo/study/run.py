@@ -7,7 +7,7 @@ from rich.console import Console
 
 from jaxgrpo.errors import UserError
 from jaxgrpo.study.design import PlannedRun, StudyConfig, jobs_at_once, load_study
-from jaxgrpo.study.runner import config_file, is_done, progress, train_all, write_configs
+from jaxgrpo.study.runner import StudyError, config_file, is_done, missing_files, progress, train_all, write_configs
 from scaling import tables
 from scaling.runs import DataError
 
@@ -18,8 +18,13 @@ def print_plan(path: str, overrides: list[str]) -> None:
     console = _console()
     console.print(_header(study, runs), markup=False)
     console.print(_plan(runs), markup=False)
+    written = all(config_file(run).exists() for run in runs)
+    by_itself = "each run by itself" if written else f"each run by itself, once `jaxgrpo study {path}` has written these files"
+    console.print(f"{by_itself}:", markup=False)
     for run in runs:
-        console.print(f"jaxgrpo train {config_file(run)}", markup=False)
+        console.print(f"  jaxgrpo train {config_file(run)}", markup=False)
+    for line in missing_files(runs):
+        console.print(f"WARNING   {line}", markup=False)
 
 
 def study(path: str, overrides: list[str]) -> Path:
@@ -34,6 +39,11 @@ def study(path: str, overrides: list[str]) -> Path:
         console.print(text, markup=False)
 
     say(_header(config, runs))
+    missing = missing_files(runs)
+    if missing:
+        raise StudyError(
+            f"{'; '.join(missing)}: make them as the head of {path} or docs/data.md says, or name others as shown."
+        )
     started = time.monotonic()
     write_configs(runs)
     train_all(runs, jobs_at_once(config, len(runs)), say)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from jaxgrpo import interruption
 from jaxgrpo.config import INPUT_KEYS, Config, ConfigError, differences, flatten, load_config, replace, to_yaml
+from jaxgrpo.data.files import DATA_SUFFIXES
 from jaxgrpo.errors import UserError
 from jaxgrpo.machine import bind_to, end_with, usable_cores
 from jaxgrpo.model.parameters import count_parameters
@@ -67,6 +68,26 @@ def write_configs(runs: list[PlannedRun]) -> None:
                 )
     for run in runs:
         write_whole(config_file(run), to_yaml(run.config))
+
+
+def missing_files(runs: list[PlannedRun]) -> list[str]:
+    """A line for every file of problems that a run not done yet names and that does not exist: what it is for, what lies beside
+    it, and how to name another."""
+    found = {}
+    for run in runs:
+        for key in ("train", "test"):
+            file = Path(getattr(run.config.data, key))
+            if file.suffix in DATA_SUFFIXES and ":" not in str(file) and not file.exists() and not is_done(run):
+                found.setdefault(file, f"runs.{run.name}.data.{key}")
+    return [f"{key}={file} does not exist ({_beside(file)}; {key}=FILE names another)" for file, key in found.items()]
+
+
+def _beside(file: Path) -> str:
+    names = sorted(path.name for path in file.parent.glob("*") if path.suffix in DATA_SUFFIXES)
+    if not file.parent.is_dir():
+        return f"there is no folder {file.parent}"
+    shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    return f"{file.parent} holds {shown or 'no such file'}"
 
 
 def _trained(run: PlannedRun, path: Path) -> Config:
@@ -196,7 +217,7 @@ def _start(run: PlannedRun, cores: list[int]) -> _Process:
 
 def _state(run: PlannedRun) -> str:
     done, steps, _ = progress(run)
-    begun = "warming up" if done is None else f"step {done}/{steps}"
+    begun = "starting" if done is None else f"step {done}/{steps}"
     return f"{run.directory.name} {begun}"
 
 

@@ -23,9 +23,11 @@ from jaxgrpo import storage
 from jaxgrpo.config import load_config
 from jaxgrpo.errors import UserError
 from jaxgrpo.model.config import read_json
-from jaxgrpo.train.checkpoint import ARRAYS, CheckpointError, is_complete, read_json_entry, read_meta, without_checksums
-from jaxgrpo.train.conversion import CHECKSUMS, file_checksum
+from jaxgrpo.train.checkpoint import ARRAYS, CheckpointError, is_complete, read_meta, without_checksums
+from jaxgrpo.train.conversion import CHECKSUMS
 from jaxgrpo.train.metrics import damage, read_metrics
+from jaxgrpo.train.seals import read_json_entry
+from jaxgrpo.whole_file import file_checksum
 from scaling.integrity import check_outcomes
 from scaling.runs import DataError
 
@@ -200,7 +202,9 @@ async def _read_through(spec: dict, context, say: Callable[[int], None]) -> int:
             array[tuple(slice(at, min(at + step, size)) for at, step, size in zip(start, chunk, array.shape, strict=True))]
             for start in batch
         ]
-        await asyncio.gather(*(part.read() for part in parts))
+        ends = await asyncio.gather(*(part.read() for part in parts), return_exceptions=True)
+        if failures := [end for end in ends if isinstance(end, BaseException)]:
+            raise failures[0]  # after all have ended: a read that outlives the event loop complains of it
         done += sum(math.prod(part.shape) for part in parts) * itemsize
         say(done)
     return done

@@ -21,7 +21,7 @@ from jaxgrpo import storage
 from jaxgrpo.config import CheckpointConfig
 from jaxgrpo.errors import UserError
 from jaxgrpo.train.checksums import RestoreArrays, SaveArrays, array_handler, raised
-from jaxgrpo.train.seals import is_sound, sealed, unsealed
+from jaxgrpo.train.seals import intact, read_json_entry, sealed
 from jaxgrpo.train.state import TrainState
 
 for library in ("absl", "asyncio"):  # Orbax's: what fails is raised here, they would print it many times as well
@@ -45,7 +45,7 @@ class _Manager(ocp.CheckpointManager):
 
     def metrics(self, step: int) -> dict | None:
         try:
-            return _intact(super().metrics(step) or {})
+            return intact(super().metrics(step) or {})
         except Exception as error:  # of any kind: not JSON, not text, not an object, not as it was sealed
             self.complaints.append(
                 f"the metrics of checkpoint {step} in {self.directory} are damaged ({_brief(error)}): it can be read, but "
@@ -134,7 +134,7 @@ class Checkpoints:
         )
         with _readable(self.directory / str(step), "the one before it will do"):
             restored = self._manager.restore(step, args=args)
-            meta = _of_step(_intact(restored.meta), step)
+            meta = _of_step(intact(restored.meta), step)
             return TrainState(raised(restored.params), raised(restored.opt_state)), meta
 
     def close(self) -> None:
@@ -227,11 +227,6 @@ def read_meta(step: Path, remedy: str) -> dict:
         return _of_step(meta, int(step.name)) if step.name.isdigit() else meta
 
 
-def read_json_entry(file: Path) -> dict:
-    """A JSON entry of a step as it was saved. ValueError where it is damaged."""
-    return _intact(json.loads(file.read_text()))
-
-
 def without_checksums(params: Path) -> str | None:
     """A line to show where stored parameters come from before there were checksums."""
     try:
@@ -239,13 +234,6 @@ def without_checksums(params: Path) -> str | None:
     except (ValueError, AttributeError):
         old = False
     return f"note      {params} was saved without checksums: damage to its numbers would not be seen." if old else None
-
-
-def _intact(content: dict) -> dict:
-    """A JSON object without its checksum. ValueError where it does not agree; one from before there were any passes."""
-    if is_sound(content) is False:
-        raise ValueError("its checksum does not agree with its content")
-    return unsealed(content)
 
 
 def _of_step(meta: dict, step: int) -> dict:

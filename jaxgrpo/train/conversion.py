@@ -6,7 +6,6 @@ keeps the same companions in its `model/` folder, so that its checkpoints can be
 
 import json
 import shutil
-import zlib
 from pathlib import Path
 
 import jax
@@ -22,7 +21,7 @@ from jaxgrpo.model.source import ModelSource, resolve_model
 from jaxgrpo.storage import naming
 from jaxgrpo.tokenizer_files import copy_companions
 from jaxgrpo.train import checkpoint
-from jaxgrpo.whole_file import whole_folder
+from jaxgrpo.whole_file import file_checksum, whole_folder
 
 PARAMS = "params"
 CHECKSUMS = "checksums.json"  # of the files beside the weights
@@ -47,19 +46,20 @@ def convert(model: str, out_dir: str) -> Path:
     return out
 
 
-def export(path: str, out_dir: str, dtype: str | None = None) -> Path:
-    """Write a converted directory, a run, or one of its checkpoints as a Hugging Face directory; returns its path.
+def export(path: str, out_dir: str, dtype: str | None = None) -> tuple[Path, int | None]:
+    """Write a converted directory, a run, or one of its checkpoints as a Hugging Face directory; returns its path and the step
+    of the run that it holds, None where no run is.
 
     dtype: of the written weights; by default that of the model the run started from.
     """
-    start = storage.location(path)
+    start, step = storage.location(path), None
     if is_converted(path) and (start / "config.json").exists():
         companions, params = start, checkpoint.load_params_anywhere(start / PARAMS, "convert the model again")
         if note := checkpoint.without_checksums(start / PARAMS):
             print(note)
     else:
-        params, _ = checkpoint.read_checkpoint(start)
-        companions = run_companions(start)
+        params, meta = checkpoint.read_checkpoint(start)
+        step, companions = meta.get("step"), run_companions(start)
     hf_config = read_json(companions / "config.json")
     source = resolve_model(str(companions), need_weights=False)
     try:
@@ -75,7 +75,7 @@ def export(path: str, out_dir: str, dtype: str | None = None) -> Path:
             raise ModelError(f"{out} exists and is not an empty directory; choose another one or remove it.")
     with storage.written_locally(out) as folder:
         save_params(params, source.config, str(folder), hf_config=hf_config, copy_from=companions, dtype=chosen)
-    return out
+    return out, step
 
 
 def run_companions(start: Path) -> Path:
@@ -104,10 +104,6 @@ def write_companions(directory: Path, source: ModelSource, tokenizer) -> None:
         _write_companions(directory, source, tokenizer)
     known = {file.name: file_checksum(file) for file in sorted(directory.iterdir()) if file.is_file()}
     (directory / CHECKSUMS).write_text(json.dumps(known, indent=2) + "\n")
-
-
-def file_checksum(file: Path) -> str:
-    return f"{zlib.crc32(file.read_bytes()):08x}"
 
 
 def _write_companions(directory: Path, source: ModelSource, tokenizer) -> None:

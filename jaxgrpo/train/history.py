@@ -35,3 +35,12 @@ def read_history(run: Path) -> list[dict]:
 def add_event(run: Path, event: str, step: int, **about) -> None:
     line = {"event": event, "time": datetime.now(UTC).isoformat(timespec="seconds"), "step": step} | about
     storage.append_line(run / NAME, json.dumps(line, default=str))
+
+
+def changed_after(run: Path) -> list[int]:
+    """The steps after which the run went on with something changed."""
+    if not any(event["event"] == "resume" for event in read_history(run)):
+        return []
+    from scaling.history import changes  # with what a fit needs, a second of imports
+
+    return [step for step, _ in changes(run)]

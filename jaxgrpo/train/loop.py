@@ -22,6 +22,7 @@ from jaxgrpo.config import Config, ConfigError, replace
 from jaxgrpo.errors import UserError
 from jaxgrpo.parallel import hosts
 from jaxgrpo.train.checkpoint import Checkpoints
+from jaxgrpo.train.history import changed_after
 from jaxgrpo.train.job import SUITE, Job, prepare
 from jaxgrpo.train.measures import Totals, Work, logprob_difference, rollout_metrics, update_metrics
 from jaxgrpo.train.metrics import PHASES, CompilationCounter, with_checksum
@@ -66,7 +67,7 @@ def train(config: Config, given: set[str] | None = None) -> None:
     if hosts.is_first():
         run.lock()
     progress = Progress(run)
-    with interruption.looking_ahead(run.outlook), progress.activity:
+    with interruption.undone(run.leave), interruption.looking_ahead(run.outlook), progress.activity:
         _train(config, run, compilations, progress, given)
 
 
@@ -153,7 +154,8 @@ class Trainer:
         """Train to the end. Stopped, with everything saved, after the step in which a host was asked to end; LimitReached
         likewise after one whose rewards are past a limit."""
         steps = self.config.train.steps
-        state, done = self.start()
+        with self.stop_request.watched() if hosts.count() > 1 else nullcontext():  # one host has nothing to lose yet: it ends
+            state, done = self.start()
         self.progress.begin(self.job, done, self.run.metrics.read())
         self.watch.begin(self.run.metrics.read())
         self.line_at = time.perf_counter()
@@ -175,18 +177,17 @@ class Trainer:
         finally:
             self.checkpoints.close()
         if hosts.is_first():
-            from scaling.history import changes  # with what a fit needs, which a start need not wait for
-
-            changed = [step for step, _ in changes(self.run.path)]
             curve = self.run.plots / "learning_curve.png"
-            draw_learning_curve(self.run.metrics.read(), curve, title=self.config.model, changed_after=changed)
+            draw_learning_curve(
+                self.run.metrics.read(), curve, title=self.config.model, changed_after=changed_after(self.run.path)
+            )
         self.progress.end(self.run.metrics.read(), best if self.config.checkpoint.best else None, self.seconds["save_s"])
 
     def tell_of_stop(self, number: int) -> None:
         """Say at once what a request to end leads to."""
         name, step, steps = interruption.name_of(number), self.current, self.config.train.steps
         if not self.stop_request.training:
-            self.progress.say(f"{name}: the run ends before its next step; {self.run.outlook()}")
+            self.progress.say(f"{name}: the run ends before its next step or part of its warm-up; {self.run.outlook()}")
         elif step < steps:
             self.progress.say(f"{name}: the run ends when step {step} is done and saved; another one ends it at once")
         else:
@@ -216,7 +217,7 @@ class Trainer:
     def start(self) -> tuple[TrainState, int]:
         """The state to go on from and the steps it has behind it; the reference policy is set aside on the way."""
         steps = hosts.from_first(self.checkpoints.steps(), "the list of checkpoints")
-        initial = self.beginning.initial_policy(begin=not steps)
+        initial = self.beginning.initial_policy(begin=not steps, before_more=lambda: self.check_before(1))
         train = self.config.train
         with_reference = self.config.algo.kl_coef > 0
         self.reference = cast_params(initial, jnp.dtype(train.dtype), train.offload == "all") if with_reference else None

@@ -1,6 +1,8 @@
 """A run directory: config.yaml, metrics.jsonl, eval/, checkpoints/, plots/; one process at a time may train in it."""
 
+import contextlib
 import fcntl
+import os
 from pathlib import Path
 
 import yaml
@@ -25,6 +27,7 @@ class RunDirectory:
         self.path = storage.location(path)
         self.metrics = MetricsLog(self.path / "metrics.jsonl")
         self._lock = None
+        self._made = False
 
     @property
     def checkpoints(self) -> Path:
@@ -62,15 +65,25 @@ class RunDirectory:
         if storage.is_remote(self.path):
             write_whole(self.path / self.LOCK, "")
             return
+        file, self._made = self.path / self.LOCK, not self.path.exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / self.LOCK, "w")  # noqa: SIM115 (held open on purpose)
+            self._lock = open(file, "w")  # noqa: SIM115 (held open on purpose)
         except OSError as error:
             raise ConfigError(f"run_dir={self.path} cannot be used ({error.strerror}): choose another.") from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(f"another process is training in run_dir={self.path}: wait for it, or choose another.") from None
+        if not file.exists() or not os.path.samestat(os.fstat(self._lock.fileno()), file.stat()):
+            self.lock()  # another process gave up and took this file away in between
+
+    def leave(self) -> None:
+        """Take the directory away again where `lock` made it and nothing but the lock came to lie in it."""
+        if self._made and not storage.is_remote(self.path) and [child.name for child in self.path.glob("*")] == [self.LOCK]:
+            with contextlib.suppress(OSError):
+                (self.path / self.LOCK).unlink()
+                self.path.rmdir()
 
     def stored(self) -> Stored | None:
         """What was begun here, None where nothing was."""

@@ -2,6 +2,7 @@
 
 import json
 import zlib
+from pathlib import Path
 
 MARK, SEAL = "sealed", "crc32"  # keys of a JSON object: that it has a checksum, and that
 
@@ -16,6 +17,21 @@ def is_sound(content: dict) -> bool | None:
     if MARK not in content and SEAL not in content:
         return None
     return content.get(MARK) is True and content.get(SEAL) == _checksum(unsealed(content))
+
+
+def intact(content: dict) -> dict:
+    """An object without its checksum. ValueError where it does not agree; one from before there were any passes."""
+    if is_sound(content) is False:
+        raise ValueError("its checksum does not agree with its content")
+    return unsealed(content)
+
+
+def read_json_entry(file: Path) -> dict:
+    """A JSON entry of a checkpoint's step as it was saved. ValueError where it is damaged, OSError where it cannot be read."""
+    content = json.loads(file.read_bytes())
+    if not isinstance(content, dict):
+        raise ValueError("it is no JSON object")
+    return intact(content)
 
 
 def unsealed(content: dict) -> dict:

@@ -4,6 +4,7 @@ Nothing is written to the run directory before everything was looked at.
 """
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -120,11 +121,11 @@ class Start:
         if unusable:
             checkpoints.reload()
 
-    def initial_policy(self, begin: bool) -> dict:
+    def initial_policy(self, begin: bool, before_more: Callable[[], None]) -> dict:
         """Loaded or random weights, after the supervised start where one is configured; that is done once per run. On the way
         all inputs are held against those of the run so far, before anything is written.
 
-        begin: there is no checkpoint to go on from."""
+        begin: there is no checkpoint to go on from. before_more: called by all hosts between parts of the warm-up."""
         job = self.job
         kept = self.config.warmup.steps > 0 or bool(job.source.steps or job.origin)  # in warm_start/
         exists = hosts.from_first(self.run.warm_start.exists(), "whether there is a warm start") if kept else False
@@ -142,7 +143,7 @@ class Start:
             return params
         if not exists:
             params = self.loaded() if params is None else params
-            save_params(self.run.warm_start, self.warmed_up(params) if self.config.warmup.steps else params)
+            save_params(self.run.warm_start, self.warmed_up(params, before_more) if self.config.warmup.steps else params)
         del params
         self.say_if_unprotected(self.run.warm_start)
         with self.progress.doing(LOADING):
@@ -160,17 +161,16 @@ class Start:
                 return job.initial_params()
             params, step = load_origin(job.source, job.abstract_params(), self.progress.say)
         job.source = dataclasses.replace(job.source, name=f"{run_and_step(job.source.name)[0]}:{step.name}", steps=(step,))
-        job.config = replace(self.config, {"model": job.source.name})
         self.inputs["model"] = job.weights_input(params)
         job.origin = hosts.from_first(origin_of(step, self.inputs["model"]["digest"]), "where the weights come from")
         family = self.config.family or job.origin["model_family"] or model_family(job.source).name
-        job.config = replace(self.config, {"family": family})
+        job.config = replace(self.config, {"model": job.source.name, "family": family})
         self.progress.say(f"origin    a new run from the weights of {job.source.name}")
         if not job.origin["model_family"]:
             self.progress.say("note      nothing there tells the family and nominal size: those of the path are assumed")
         return params
 
-    def warmed_up(self, params: dict) -> dict:
+    def warmed_up(self, params: dict, before_more: Callable[[], None]) -> dict:
         job = self.job
         encode = make_encoder(
             job.tokenizer,
@@ -181,6 +181,7 @@ class Start:
         )
 
         def pass1(params, step):
+            before_more()
             with self.progress.doing("evaluation"):
                 return job.pass_at_1(params, step, "warmup")
 

@@ -4,14 +4,13 @@ The checkpoint is the authority; where there is none yet, the start in history.j
 config.yaml, which anybody may have edited.
 """
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jaxgrpo import storage
 from jaxgrpo.config import Config, ConfigError, differing_keys, read_mapping, stored_config
 from jaxgrpo.train.history import NAME, read_history
-from jaxgrpo.train.seals import is_sound, unsealed
+from jaxgrpo.train.seals import read_json_entry
 
 
 @dataclass(frozen=True)
@@ -29,13 +28,11 @@ class Stored:
 
 def read_meta(step_folder: Path) -> dict | None:
     """The meta of a step of a run; None where it cannot be read or is damaged."""
-    path = step_folder / "meta" / "metadata"
     try:
-        meta = json.loads(path.read_bytes())
+        meta = read_json_entry(step_folder / "meta" / "metadata")
     except (OSError, ValueError):
         return None
-    whole = isinstance(meta, dict) and isinstance(meta.get("config"), dict) and is_sound(meta) is not False
-    return unsealed(meta) if whole else None
+    return meta if isinstance(meta.get("config"), dict) else None
 
 
 def read_stored(run: Path) -> Stored | None:

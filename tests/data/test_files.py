@@ -120,7 +120,7 @@ def test_an_unusable_file_is_named_with_the_reason(tmp_path, name, words):
 
 
 def test_a_missing_relative_file_is_not_taken_for_a_hub_id():
-    with pytest.raises(DataError, match="there is no file data/train.parquet"):
+    with pytest.raises(DataError, match="no file data/train.parquet; `jaxgrpo data prepare SOURCE OUT_DIR` makes it"):
         load_problems("data/train.parquet")
 
 
@@ -130,7 +130,7 @@ def test_an_unreachable_hub_is_reported_with_the_way_out():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1 and last.startswith("jaxgrpo.data.problem.DataError: no-such-org/no-such-set")
-    assert "check the name and the network" in last and "local path" in last
+    assert "check the network and the name" in last and "local path" in last
 
 
 def test_loading_and_tokenising_import_neither_jax_nor_flax(tmp_path):

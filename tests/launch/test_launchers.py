@@ -61,9 +61,16 @@ def test_shellcheck_finds_nothing():
 @pytest.mark.parametrize("script", ["local_pod.sh", "gpu.sh", "slurm.sh", "tpu_vm.sh", "gke.sh"])
 def test_help_is_the_head_of_the_script_and_a_missing_argument_is_bad_usage(script, bin_dir):
     shown = launch(script, "--help", bin_dir=bin_dir)
-    assert shown.returncode == 2
-    assert f"launch/{script} [--dry-run]" in shown.stderr or f"launch/{script} --dry-run" in shown.stderr
-    assert launch(script, bin_dir=bin_dir).returncode == 2
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert f"launch/{script} [--dry-run]" in shown.stdout or f"launch/{script} --dry-run" in shown.stdout
+    refused = launch(script, bin_dir=bin_dir)
+    assert (refused.returncode, refused.stdout, refused.stderr) == (2, "", shown.stdout)
+
+
+def test_help_of_the_quickstart_installs_nothing(bin_dir, tmp_path):
+    shown = launch("quickstart.sh", "--help", bin_dir=bin_dir, VENV=str(tmp_path / "none"))
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "launch/quickstart.sh [key=value ...]" in shown.stdout and not (tmp_path / "none").exists()
 
 
 def test_tpu_vm_dry_run_prints_the_commands_that_run(bin_dir):
@@ -123,8 +130,11 @@ def test_a_failure_of_the_job_itself_does_not_ask_for_another_slice(bin_dir):
 
 
 def test_what_a_slice_needs_is_asked_for(bin_dir):
-    done = launch("tpu_vm.sh", "create", "slice", bin_dir=bin_dir, PROJECT="p", ZONE="z", ACCELERATOR="")
-    assert done.returncode == 2 and "set ACCELERATOR, such as ACCELERATOR=v5p-128" in done.stderr
+    done = launch("tpu_vm.sh", "create", "slice", bin_dir=bin_dir, PROJECT="p", ZONE="", ACCELERATOR="")
+    said = "tpu_vm.sh: set ZONE=us-east5-a ACCELERATOR=v5p-128 (these are examples; see --help)\n"
+    assert (done.returncode, done.stderr) == (2, said)
+    done = launch("gke.sh", "job", "c.yaml", bin_dir=bin_dir, **GKE | {"IMAGE": "", "TOPOLOGY": ""})
+    assert done.returncode == 2 and "set IMAGE=REGISTRY/jaxgrpo TOPOLOGY=2x2x2 (" in done.stderr
 
 
 def test_the_jobset_holds_the_command_and_a_valid_job(bin_dir):
@@ -201,7 +211,8 @@ def test_local_pod_dry_run_names_every_process(bin_dir):
 
 
 def test_local_pod_gives_up_on_an_error_with_a_reason_and_names_the_process(bin_dir, tmp_path):
-    received = stand_in(bin_dir, "fake", 'case "$*" in *index=1*) echo "jaxgrpo: no such file"; exit 2 ;; *) exit 0 ;; esac')
+    ending = 'echo "jaxgrpo: no such file"; echo "*** Check failed: ***"; echo "    @ 0x7f2e start_thread"; echo; exit 2'
+    received = stand_in(bin_dir, "fake", f'case "$*" in *index=1*) {ending} ;; *) exit 0 ;; esac')
     done = launch("local_pod.sh", "2", "c.yaml", bin_dir=bin_dir, JAXGRPO=str(bin_dir / "fake"), LOGS=str(tmp_path / "logs"))
     assert done.returncode == 2
     assert "process 1 of 2 is lost (exit code 2); its last line: jaxgrpo: no such file" in done.stderr

@@ -113,6 +113,18 @@ def test_a_host_that_is_asked_to_end_before_training_begins_ends_the_job_after_i
     assert_same_run(pod.run_dir, whole_pod)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(500)
+def test_a_host_that_is_asked_to_end_in_the_warm_up_ends_the_job_at_its_next_evaluation(whole_pod, env, tmp_path):
+    pod = Pod(2, tmp_path, env, ("warmup.check_every=5",))
+    pod.fail_once(1, "warmup", step=0)
+    assert pod.run() == 0, pod.output()
+    first, _, again = pod.said.partition("starting again (1 of 3)")
+    assert "asked to stop (SIGTERM) before step 1: " in first and "held-out Pass@1" not in first, first
+    assert again.count("held-out Pass@1") == 4
+    assert_same_run(pod.run_dir, whole_pod)
+
+
 def test_a_full_disk_ends_all_hosts_with_one_message(whole_pod, env, tmp_path, small_disk):
     """6 steps are there; the checkpoint of step 8 finds no room. Started again by hand it would meet the same."""
     shutil.copytree(whole_pod, small_disk / "run")

@@ -121,18 +121,31 @@ def arm_preempt() -> None:
     """Be asked to end before training has begun, while only JAX's preemption service listens."""
     from jaxgrpo.train.loop import Trainer
 
-    start = Trainer.start
+    run_all = Trainer.run_all
 
-    def start_and_be_asked(self):
+    def be_asked_and_run_all(self):
         os.kill(os.getpid(), signal.SIGTERM)
-        return start(self)
+        return run_all(self)
 
-    Trainer.start = start_and_be_asked
+    Trainer.run_all = be_asked_and_run_all
 
 
-{"error": arm_error, "preempt": arm_preempt, "rollout": arm_rollout, "update": arm_update, "save": arm_save, "eval": arm_eval}[
-    phase
-]()
+def arm_warmup() -> None:
+    """Be asked to end in the first step of the supervised start."""
+    from jaxgrpo.train import warmup
+
+    rows = warmup._rows
+
+    def be_asked_and_pack(*arguments):
+        if not asked:
+            asked.append(os.kill(os.getpid(), signal.SIGTERM))
+        return rows(*arguments)
+
+    asked: list = []
+    warmup._rows = be_asked_and_pack
+
+
+globals()[f"arm_{phase}"]()
 
 from jaxgrpo.cli import main  # noqa: E402
 

@@ -71,6 +71,7 @@ def test_a_missing_model_names_the_ways_to_give_one(capsys, tmp_path):
     code, message = refused(capsys, tmp_path / "run", f"model={tmp_path / 'nowhere'}")
     assert code == 1
     assert "nowhere" in message
+    assert list(tmp_path.iterdir()) == [], "the folder that held the lock is gone again"
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "shape"])

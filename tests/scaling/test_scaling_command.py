@@ -90,7 +90,7 @@ def test_exit_codes_are_0_done_1_failed_2_bad_usage(arguments, code, capsys):
     captured = capsys.readouterr()
     assert captured.out or captured.err
     if code == 1:
-        assert captured.err.count("\n") == 1 and captured.err.startswith("error: ")
+        assert captured.err.count("\n") == 1 and captured.err.startswith("python -m scaling: ")
 
 
 def test_without_arguments_table_6_stands_beside_our_fits(capsys):

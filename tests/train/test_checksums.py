@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+import tensorstore as ts
 
 from jaxgrpo.config import CheckpointConfig
 from jaxgrpo.train.checkpoint import (
@@ -21,6 +22,7 @@ from jaxgrpo.train.checkpoint import (
     save_params,
     without_checksums,
 )
+from jaxgrpo.train.checksums import CODECS
 from jaxgrpo.train.state import TrainState
 
 META = {"step": 4, "cursor": 64, "totals": {"tokens": 12345, "compute_flops": 1.5e17}, "config": {"seed": 3, "model": "m"}}
@@ -189,3 +191,23 @@ def test_a_damaged_metrics_entry_is_reported_and_blocks_no_checkpoint(content, t
     checkpoints.wait()
     assert checkpoints.best() == (5, METRICS["test_loss"])
     checkpoints.close()
+
+
+@pytest.mark.parametrize("data", [np.random.default_rng(0).normal(size=80).astype(np.float32), np.zeros(50_000, np.float32)])
+def test_every_single_bit_of_a_stored_chunk_is_protected(data):
+    """Noise, which zstd keeps as it is, and zeros, which it describes in a few bytes."""
+    grid = {"name": "regular", "configuration": {"chunk_shape": list(data.shape)}}
+    metadata = {"shape": data.shape, "chunk_grid": grid, "codecs": CODECS, "data_type": "float32"}
+    spec = {"driver": "zarr3", "kvstore": {"driver": "memory"}, "metadata": metadata, "store_data_equal_to_fill_value": True}
+    context, changed = ts.Context(), 0
+    ts.open(spec, create=True, context=context).result().write(data).result()
+    store = ts.KvStore.open({"driver": "memory"}, context=context).result()
+    whole = bytes(store["c/0"])
+    for at in range(8 * len(whole)):
+        store["c/0"] = whole[: at // 8] + bytes([whole[at // 8] ^ 1 << at % 8]) + whole[at // 8 + 1 :]
+        array = ts.open(spec, open=True, context=context, recheck_cached_data=True).result()
+        try:
+            assert array.read().result().tobytes() == data.tobytes(), f"bit {at}"
+        except ValueError:
+            changed += 1
+    assert changed > 7 * len(whole)
