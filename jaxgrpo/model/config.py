@@ -42,6 +42,7 @@ _KEYS = {
 
 _ROPE_PLACES = ("rope_parameters", "rope_scaling")
 _ROPE_PREFIXES = ("rope", "rotary", "partial_rotary")
+_ROPE_SWITCHES = ("use_mrope", "use_dynamic_ntk", "use_logn_attn")  # of relatives; published files hold them as false
 _PLAIN_VALUES = (("rope_type", "default"), ("type", "default"), ("partial_rotary_factor", 1))
 _PLAIN_ROPE = "Only plain rotary embeddings are supported; give a model without rope scaling."
 
@@ -82,6 +83,7 @@ def rope_theta(hf: dict, origin: str) -> float:
     them says beyond the type "default" and one base would change the logits, so that it is refused wherever it stands.
     """
     told = {"": {key: value for key, value in hf.items() if key.startswith(_ROPE_PREFIXES) and key not in _ROPE_PLACES}}
+    told[""] |= {key: True for key in _ROPE_SWITCHES if hf.get(key)}
     for place in _ROPE_PLACES:
         if not isinstance(hf.get(place) or {}, dict):
             raise ModelError(f"{origin}: {place} is {hf[place]!r}, not an object. {_PLAIN_ROPE}")

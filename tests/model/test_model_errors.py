@@ -191,6 +191,8 @@ def test_an_unsupported_dtype_is_named(directory):
         ({"rope_scaling": "yarn"}, "rope_scaling is 'yarn'"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
         ({"rope_local_base_freq": 1e4}, "rope_local_base_freq"),
+        ({"use_mrope": True}, "use_mrope is True"),
+        ({"use_dynamic_ntk": True}, "use_dynamic_ntk is True"),
         ({"use_sliding_window": True}, "use_sliding_window"),
         ({"hidden_act": "gelu"}, "'gelu'"),
         ({"num_key_value_heads": 3}, "4 query heads do not divide by 3"),
@@ -207,7 +209,7 @@ def test_a_config_of_another_architecture_is_refused(change, message, directory)
     "rope",
     [
         {"rope_theta": 5e5},
-        {"rope_theta": 5e5, "rope_scaling": None, "rope_parameters": None},
+        {"rope_theta": 5e5, "rope_scaling": None, "rope_parameters": None, "use_mrope": False},
         {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5, "partial_rotary_factor": 1.0, "factor": None}},
         {"rope_theta": 500000, "rope_scaling": {"type": "default"}, "rope_parameters": {"rope_theta": 5e5}},
     ],
