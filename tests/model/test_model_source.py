@@ -1,11 +1,8 @@
 """Where models come from: directories, hub ids, shipped configurations."""
 
-import http.server
-import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
@@ -16,6 +13,8 @@ from jaxgrpo.model.config import model_config
 from jaxgrpo.model.hf import load_params, resolve_model
 from jaxgrpo.model.parameters import count_parameters
 from jaxgrpo.model.source import shipped_configurations, stop_ids
+from tests.run.commands import ROOT
+from tests.tiny_hub import COMMIT
 
 # Published by Qwen in the model cards: billions of parameters, with and without embeddings.
 CARDS = {
@@ -107,50 +106,10 @@ def test_a_name_that_leads_nowhere_is_refused_with_what_would(name, message):
     assert all(shipped in str(error.value) for shipped in shipped_configurations())
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the hub as a snapshot needs: the revision, the list of files, and the files."""
-
-    directory: Path
-    commit = "0" * 40
-
-    def do_GET(self):
-        path = self.path.split("?")[0]
-        files = {file.name: file.read_bytes() for file in self.directory.iterdir()}
-        if path in ("/api/models/Tiny/Qwen2/revision/main", "/api/models/Tiny/Qwen2/revision/v1.0"):
-            siblings = [{"rfilename": name} for name in files]
-            return self.reply(json.dumps({"id": "Tiny/Qwen2", "sha": self.commit, "siblings": siblings}).encode())
-        if path == f"/api/models/Tiny/Qwen2/tree/{self.commit}":
-            listing = [{"type": "file", "path": n, "size": len(data), "oid": n} for n, data in files.items()]
-            return self.reply(json.dumps(listing).encode())
-        name = path.removeprefix(f"/Tiny/Qwen2/resolve/{self.commit}/")
-        if name in files:
-            return self.reply(files[name], ETag=f'"{name}"')
-        self.send_response(404)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    do_HEAD = do_GET
-
-    def reply(self, data: bytes, **headers):
-        self.send_response(200)
-        for name, value in {"Content-Length": str(len(data)), "X-Repo-Commit": self.commit, **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(data)
-
-    def log_message(self, *_):
-        pass
-
-
 RESOLVE = """
-import http.server, os, sys, threading
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from test_model_source import Hub
-Hub.directory = Path(sys.argv[2])
-hub = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-threading.Thread(target=hub.serve_forever, daemon=True).start()
+import os, sys
+from tests.tiny_hub import serve
+hub = serve(models_Qwen2=sys.argv[1])
 os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{hub.server_port}"
 from jaxgrpo.model.source import resolve_model
 for need_weights in (False, True):
@@ -172,14 +131,14 @@ for name in ("Tiny/Other", "Tiny/Qwen2@v9"):
 def test_a_hub_id_is_fetched_from_the_hub_and_is_an_error_where_there_is_none(tmp_path):
     directory = write_tiny_model(tmp_path / "model", heads=4, head_dim=16)
     (directory / "pytorch_model.bin").write_bytes(b"not wanted")
-    settings = {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
-    command = [sys.executable, "-c", RESOLVE, str(Path(__file__).parent), str(directory)]
+    settings = {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", RESOLVE, str(directory)]
     done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     plan, fetched, pinned, cached, refused, unknown = done.stdout.splitlines()
     assert plan == "['config.json', 'generation_config.json'] 4"
     assert fetched == "['config.json', 'generation_config.json', 'model.safetensors'] 4"
-    assert pinned == f"True {Hub.commit} {Hub.commit}"
+    assert pinned == f"True {COMMIT} {COMMIT}"
     assert cached == "True"
     assert "'Tiny/Qwen2@v9'" in unknown and "Check the name, the revision and the network" in unknown
     assert "'Tiny/Other'" in refused and "could not be fetched from the Hugging Face hub" in refused
