@@ -74,11 +74,11 @@ class ServedProcess:
         _, call = self.stub.HealthCheck.with_call(pb.HealthCheckRequest(), timeout=20)
         return int(dict(call.trailing_metadata())["requests-held"])
 
-    def end(self, number: int) -> float:
-        """Send a signal and wait; seconds that it took. AssertionError for another exit code than 0."""
+    def end(self, number: int, code: int = 0) -> float:
+        """Send a signal and wait; seconds that it took. AssertionError for another exit code than `code`."""
         start = time.monotonic()
         self.process.send_signal(number)
-        assert self.process.wait(timeout=60) == 0, "".join(self.lines)
+        assert self.process.wait(timeout=60) == code, "".join(self.lines)
         return time.monotonic() - start
 
 

@@ -176,13 +176,13 @@ def test_sigterm_lets_a_running_request_end_refuses_new_ones_and_leaves_no_proce
 
 
 @pytest.mark.slow
-def test_sigint_while_it_loads_ends_it_with_0_and_leaves_no_process(directory, env):
+def test_sigint_while_it_loads_ends_it_with_130_and_leaves_no_process(directory, env):
     from served import ServedProcess, is_alive
 
     served = ServedProcess(str(directory), *SIZES, env=env)
     served.wait_for("loading")
     child = served.child()
-    assert served.end(signal.SIGINT) < 10
+    assert served.end(signal.SIGINT, code=130) < 10
     assert not is_alive(child)
 
 
