@@ -238,13 +238,15 @@ class _Dispatcher:
         self._hand_out()
         busy = [worker.deadline for worker in self.workers if worker.tasks]
         timeout = max(0.0, min(busy) - time.monotonic()) if busy else 0.0 if self._waiting or self._retries else None
-        for key, _ in self._selector.select(timeout):
+        ready = self._selector.select(timeout)
+        now = time.monotonic()
+        late = [worker for worker in self.workers if worker.tasks and worker.deadline <= now]  # also where a reply just came
+        for key, _ in ready:
             if key.fileobj is self._pool._wake_read:
                 self._pool._wake_read.recv(4096)
-            elif key.data in self.workers:
+            elif key.data in self.workers and key.data not in late:
                 self._collect(key.data)
-        now = time.monotonic()
-        for worker in [worker for worker in self.workers if worker.tasks and worker.deadline <= now]:
+        for worker in late:
             self._lose(worker, f"wall limit of {self._wall_seconds:g} s exceeded")
 
     def _hand_out(self) -> None:

@@ -251,13 +251,12 @@ def test_where_no_sandbox_can_start_code_is_refused_unless_the_weak_one_is_asked
 
 @pytest.mark.slow
 def test_graders_that_fail_are_told_with_an_example(model, env, tmp_path):
-    """The limit on time is one that hardly any answer can keep."""
+    """The limit on time is one that no answer can keep."""
     few = ["eval.limit=3", "rollout.max_new_tokens=8", "rollout.dtype=float32", "reward.wall_seconds=1e-6"]
     asked = ("eval", "--checkpoint", str(model), "--suite", "gsm8k", f"eval.data={DATA}", *few)
     for attempt in range(2):  # the second finds the suite complete
         done = jaxgrpo(*asked, "--out", str(tmp_path / "out"), env=env, timeout=600)
         assert done.returncode == 0, done.stderr
         (line,) = (line for line in done.stdout.splitlines() if line.startswith("WARNING"))
-        said = r"GSM8K: the grader failed on [1-3] of 3 answers \(\d+%\), which earn 0; one of them: problem "
-        assert re.search(said, line), (attempt, line)
+        assert "GSM8K: the grader failed on 3 of 3 answers (100%), which earn 0; one of them: problem " in line, attempt
         assert "wall limit of 1e-06 s exceeded, answer '" in line
