@@ -39,12 +39,12 @@ MODULE = pytest.param((sys.executable, "-m", "jaxgrpo.cli"), marks=pytest.mark.s
 
 @pytest.mark.parametrize("command", [pytest.param((COMMAND,), id="script"), MODULE])
 def test_a_study_and_a_server_import_our_modules(command, folder):
-    """Their children get as far as the file and the model that are not there."""
+    """Their children get as far as the tokenizer and the model that are not there."""
     if command[0] == sys.executable:
         (folder / "jaxgrpo.py").unlink()  # python itself would run that one
-    write_study(folder, **{"data.train": "absent.jsonl"})
+    write_study(folder, **{"data.tokenizer": "./absent"})
     done = run(folder, "study", "study.yaml", command=command)
-    assert done.returncode == 1 and "data.train=absent.jsonl: there is no such file" in done.stderr, done.stdout + done.stderr
+    assert done.returncode == 1 and "there is no directory ./absent" in done.stderr, done.stdout + done.stderr
     served = run(folder, "serve", "/nowhere/absent", "--port", "0", command=command)
     assert served.returncode in (1, 2) and "absent" in served.stderr.splitlines()[-1], served.stderr
     assert "the user's own" not in done.stdout + done.stderr + served.stderr
