@@ -15,7 +15,7 @@ def clone(tmp_path):
 
 
 def bash(*arguments: str, cwd, **variables: str) -> subprocess.CompletedProcess:
-    env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "VIRTUAL_ENV")} | variables
+    env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "VIRTUAL_ENV", "CI")} | variables
     return subprocess.run(["bash", *arguments], cwd=cwd, env=env, capture_output=True, text=True)
 
 
