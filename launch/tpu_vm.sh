@@ -23,6 +23,9 @@ parse_flags "$@"
 action=${arguments[0]} name=${arguments[1]}
 rest=("${arguments[@]:2}")
 cd "$HERE" || exit 1
+made=                   # whether this call created the slice
+errors=$(mktemp) || exit 1
+trap 'rm -f "$errors"' EXIT
 
 runtime() {
   case $ACCELERATOR in
@@ -44,18 +47,48 @@ on_all() { # a command line on all workers
   tpu "tpu-vm ssh" "$name" --worker=all "--command=$1"
 }
 
+# One answer about the slice: its state, GONE where there is none, nothing where gcloud could not say.
+answer() {
+  local state
+  if state=$(tpu "queued-resources describe" "$name" "--format=value(state.state)" 2> "$errors"); then
+    echo "$state"
+  elif grep -qiE 'NOT_FOUND|not found' "$errors"; then
+    echo GONE
+  else
+    echo "tpu_vm.sh: asking about $name failed: $(tail -n 1 "$errors")" >&2
+  fi
+}
+
+# What the slice is, for what cannot be undone: ACTIVE, or what three answers in a row say; UNKNOWN where ten do not tell.
+state() {
+  local try state last='' same=0
+  for ((try = 0; try < 10; try++)); do
+    [ "$try" -eq 0 ] || sleep "${POLL_S:-20}"
+    state=$(answer)
+    if [ -n "$state" ] && [ "$state" = "$last" ]; then same=$((same + 1)); else same=1; fi
+    last=$state
+    if [ "$state" = ACTIVE ] || { [ -n "$state" ] && [ "$same" -eq 3 ]; }; then
+      echo "$state"
+      return
+    fi
+  done
+  echo UNKNOWN
+}
+
 create() {
-  local spot=()
+  local spot=() state='' silent=0
   [ -n "${SPOT:-}" ] && spot=(--spot)
   tpu "queued-resources create" "$name" "--node-id=$name" "--accelerator-type=$ACCELERATOR" \
     "--runtime-version=${RUNTIME:-$(runtime)}" "${spot[@]}" || return
+  made=1
   [ -n "$DRY_RUN" ] && return
-  local state=''
   until [ "$state" = ACTIVE ]; do
     sleep "${POLL_S:-20}"
-    state=$(tpu "queued-resources describe" "$name" "--format=value(state.state)") || return
+    state=$(answer)
+    if [ -n "$state" ]; then silent=0; else silent=$((silent + 1)); fi
     echo "tpu_vm.sh: $name is ${state:-unknown}" >&2
-    case $state in FAILED | SUSPENDED) return 1 ;; esac
+    case $state in FAILED | SUSPENDED | GONE) return 1 ;; esac
+    [ "$silent" -lt 10 ] || return 1
   done
 }
 
@@ -87,15 +120,28 @@ case $action in
     [ ${#rest[@]} -ge 1 ] || usage
     for ((attempt = 0; ; attempt++)); do
       code=0
-      create && install && train || code=$?
+      { [ -n "$made" ] || create; } && install && train || code=$?
+      if [ -n "$DRY_RUN" ] || [ "$code" -eq 0 ]; then break; fi
+      if [ -z "$made" ]; then # there may be a slice of this name, which is somebody else's
+        echo "tpu_vm.sh: $name was not created (exit code $code); nothing is deleted" >&2
+        exit "$code"
+      fi
       # gcloud answers 1 when the machines are gone; a job that failed for a reason of its own says 1 or 2 as well, so look first.
-      if [ -n "$DRY_RUN" ] || [ "$code" -eq 0 ] || [ "$attempt" -ge "${RESTARTS:-20}" ]; then break; fi
-      state=$(tpu "queued-resources describe" "$name" "--format=value(state.state)")
-      if [ "$state" = ACTIVE ] && ! worth_another_start "$code"; then break; fi
-      echo "tpu_vm.sh: exit code $code, the slice is ${state:-gone}; starting again ($((attempt + 1)) of ${RESTARTS:-20})" >&2
-      if [ "$state" != ACTIVE ]; then delete; fi
+      state=$(state)
+      case $state in
+        ACTIVE) worth_another_start "$code" || break ;;
+        FAILED | SUSPENDING | SUSPENDED) [ "$attempt" -ge "${RESTARTS:-20}" ] || { delete && made=; } ;;
+        GONE) made= ;;
+        *)
+          echo "tpu_vm.sh: exit code $code, and what became of $name cannot be told ($state): it stays, and may cost; the same" \
+            "run_dir goes on with \`tpu_vm.sh train\`, \`tpu_vm.sh delete $name\` gives it back" >&2
+          exit "$code"
+          ;;
+      esac
+      if [ "$attempt" -ge "${RESTARTS:-20}" ]; then break; fi
+      echo "tpu_vm.sh: exit code $code, the slice is $state; starting again ($((attempt + 1)) of ${RESTARTS:-20})" >&2
     done
-    delete
+    [ -z "$made" ] || delete
     exit "$code"
     ;;
   *) echo "tpu_vm.sh: $action is no action" >&2; usage ;;

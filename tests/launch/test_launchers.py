@@ -103,30 +103,88 @@ def test_overrides_reach_the_workers_unchanged(bin_dir, tmp_path):
     assert done.returncode == 75  # not that of tee
 
 
-def test_a_spot_slice_that_is_taken_away_is_asked_for_again_and_given_back_at_the_end(bin_dir, tmp_path):
-    taken = tmp_path / "taken"
+def fake_slice(bin_dir: Path, training: str, describe: str = "echo ACTIVE", create: str = "") -> Path:
+    """gcloud and git. `training`, `describe` and `create` are what those calls run; $N counts the calls of each, from 1."""
+
+    def counted(call: str, script: str) -> str:
+        return f"N=$(($(cat {bin_dir}/{call} 2> /dev/null || echo 0) + 1)); echo $N > {bin_dir}/{call}; {script}"
+
+    stand_in(bin_dir, "git")
     script = f"""
     case "$*" in
-      *describe*) if [ -e {taken} ] && [ ! -e {taken}.seen ]; then touch {taken}.seen; echo SUSPENDED; else echo ACTIVE; fi ;;
-      *train*--worker=all* | *--worker=all*train*) if [ ! -e {taken} ]; then touch {taken}; exit 1; fi ;;
+      *" create "*) rm -f {bin_dir}/describe; {counted("create", create)} ;;
+      *describe*) {counted("describe", describe)} ;;
+      *hosts.count*) {counted("training", training)} ;;
     esac"""
-    record = stand_in(bin_dir, "gcloud", script)
-    stand_in(bin_dir, "git")
-    done = launch("tpu_vm.sh", "run", "slice", "c.yaml", bin_dir=bin_dir, SPOT="1", **TPU)
+    return stand_in(bin_dir, "gcloud", script)
+
+
+def run_slice(bin_dir: Path, **variables: str) -> subprocess.CompletedProcess:
+    return launch("tpu_vm.sh", "run", "slice", "c.yaml", bin_dir=bin_dir, **TPU | variables)
+
+
+TWICE = "[ $N -ge 2 ] || exit 1"  # of the training: the first one is lost
+
+
+def test_a_spot_slice_that_is_taken_away_is_asked_for_again_and_given_back_at_the_end(bin_dir):
+    record = fake_slice(
+        bin_dir,
+        TWICE,
+        f"[ $N = 1 ] || [ -e {bin_dir}/again ] && echo ACTIVE || echo SUSPENDED",
+        f"[ $N = 1 ] || touch {bin_dir}/again",
+    )
+    done = run_slice(bin_dir, SPOT="1")
     assert done.returncode == 0, done.stderr
     assert resources(record) == ["create", "delete", "create", "delete"]
     assert all("--spot" in call for call in calls(record) if call[3] == "create")
 
 
+def test_a_job_that_stopped_to_be_started_again_keeps_its_slice(bin_dir):
+    record = fake_slice(bin_dir, "[ $N -ge 2 ] || exit 75")
+    assert run_slice(bin_dir).returncode == 0
+    assert resources(record) == ["create", "delete"] and (bin_dir / "training").read_text().strip() == "2"
+
+
+@pytest.mark.parametrize(
+    "describe",
+    ["[ $N = 1 ] || [ $N -ge 4 ] || exit 1; echo ACTIVE", "[ $N = 2 ] || [ $N = 3 ] && echo SUSPENDED || echo ACTIVE"],
+    ids=["not answered twice", "said to be gone twice"],
+)
+def test_a_moment_without_a_clear_answer_deletes_no_healthy_slice(describe, bin_dir):
+    record = fake_slice(bin_dir, "[ $N -ge 2 ] || exit 137", describe)
+    done = run_slice(bin_dir)
+    assert done.returncode == 0, done.stderr
+    assert resources(record) == ["create", "delete"] and (bin_dir / "training").read_text().strip() == "2"
+
+
+def test_a_slice_of_which_nothing_can_be_told_stays(bin_dir):
+    record = fake_slice(bin_dir, "exit 255", '[ $N = 1 ] && echo ACTIVE || { echo "ERROR: network unreachable" >&2; exit 1; }')
+    done = run_slice(bin_dir)
+    assert done.returncode == 255 and resources(record) == ["create"]
+    assert "asking about slice failed: ERROR: network unreachable" in done.stderr
+    assert "what became of slice cannot be told (UNKNOWN): it stays, and may cost" in done.stderr
+
+
+def test_a_slice_that_is_gone_is_created_again(bin_dir):
+    describe = (
+        f"[ $N = 1 ] || [ -e {bin_dir}/again ] && echo ACTIVE || {{ echo 'ERROR: NOT_FOUND: no such resource' >&2; exit 1; }}"
+    )
+    record = fake_slice(bin_dir, TWICE, describe, f"[ $N = 1 ] || touch {bin_dir}/again")
+    assert run_slice(bin_dir).returncode == 0
+    assert resources(record) == ["create", "create", "delete"]
+
+
+def test_a_slice_that_this_call_did_not_create_is_not_deleted(bin_dir):
+    record = fake_slice(bin_dir, "", create='echo "ERROR: ALREADY_EXISTS" >&2; exit 1')
+    done = run_slice(bin_dir)
+    assert done.returncode == 1 and resources(record) == ["create"]
+    assert "slice was not created (exit code 1); nothing is deleted" in done.stderr
+
+
 def test_a_failure_of_the_job_itself_does_not_ask_for_another_slice(bin_dir):
-    record = stand_in(bin_dir, "gcloud", 'case "$*" in *describe*) echo ACTIVE ;; *hosts.count*) exit 2 ;; esac')
-    stand_in(bin_dir, "git")
-    done = launch("tpu_vm.sh", "run", "slice", "c.yaml", bin_dir=bin_dir, **TPU)
-    assert done.returncode == 2
-    assert [call[3] for call in calls(record) if call[2] == "queued-resources" and call[3] != "describe"] == [
-        "create",
-        "delete",
-    ]
+    record = fake_slice(bin_dir, "exit 2")
+    assert run_slice(bin_dir).returncode == 2
+    assert resources(record) == ["create", "delete"]
 
 
 def test_what_a_slice_needs_is_asked_for(bin_dir):
