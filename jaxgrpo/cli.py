@@ -9,6 +9,7 @@ from typing import NoReturn
 from jaxgrpo import __version__, interruption
 from jaxgrpo.data_commands import add_data_commands
 from jaxgrpo.errors import UserError
+from jaxgrpo.program_cache import keep_compiled_programs
 
 DONE, FAILED = 0, 1
 
@@ -380,7 +381,7 @@ def _serve(arguments) -> int:
         print(f"jaxgrpo: {error}", file=sys.stderr)
         return error.exit_code
     prepare_cpu_devices(0)
-    _keep_compiled_programs()
+    keep_compiled_programs()
     overrides = arguments.given + arguments.overrides
     options = {"checkpoint": arguments.checkpoint, "overrides": overrides, "host": arguments.host, "port": port}
     return Supervisor([sys.executable, "-P", "-m", "jaxgrpo.train.serving", json.dumps(options)]).run()
@@ -388,7 +389,7 @@ def _serve(arguments) -> int:
 
 def _study(arguments) -> int:
     def run():
-        _keep_compiled_programs()
+        keep_compiled_programs()
         from jaxgrpo.study.run import print_plan, study
 
         (print_plan if arguments.dry_run else study)(arguments.config, arguments.overrides)
@@ -430,37 +431,7 @@ def _start_jax(config) -> None:
     prepare_cpu_devices(math.prod((mesh.data, mesh.fsdp, mesh.tensor)) // max(config.hosts.count, 1))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     os.environ.setdefault("XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB", str(memory // 2**30))  # for train.offload; 64 by itself
-    _keep_compiled_programs()
-
-
-def _keep_compiled_programs() -> None:
-    """Where jax, imported later by this or a child process, finds programs that were compiled before. JAX_COMPILATION_CACHE_DIR
-    moves the folder, JAX_ENABLE_COMPILATION_CACHE=false does without it."""
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "jaxgrpo" / "xla"))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-    _tell_where_programs_cannot_be_kept()
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would advise to install torch
-
-
-def _tell_where_programs_cannot_be_kept() -> None:
-    """JAX warns at every program, without the folder: one line, with it."""
-    import warnings
-
-    show, told = warnings.showwarning, []
-
-    def show_warning(message, *rest, **named):
-        if "persistent compilation cache entry" not in str(message):
-            show(message, *rest, **named)
-        elif not told:
-            told.append(True)
-            folder, reason = os.environ["JAX_COMPILATION_CACHE_DIR"], str(message).partition(": ")[2]
-            print(
-                f"WARNING   compiled programs cannot be kept in or read from {folder} ({reason}): they are compiled anew; "
-                "JAX_COMPILATION_CACHE_DIR moves the folder",
-                file=sys.stderr,
-            )
-
-    warnings.showwarning = show_warning
+    keep_compiled_programs()
 
 
 def _reported(run) -> int:

@@ -110,7 +110,7 @@ def test_output_to_a_full_disk_is_one_line(command):
 
 def test_a_compilation_cache_without_room_is_named_once(tmp_path):
     code = (
-        "import resource, jaxgrpo.cli as c; c._keep_compiled_programs()\n"
+        "import resource, jaxgrpo.program_cache as c; c.keep_compiled_programs()\n"
         "import jax; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
         "for n in (1, 2): jax.jit(lambda x: x * n)(1.0)"
     )
