@@ -102,6 +102,34 @@ def sample_and_grade(
     return Graded(responses, table, decoded - start, time.perf_counter() - decoded)
 
 
+def as_message(graded: Graded) -> list:
+    """One host's answers as plain data, for the others."""
+    responses = [
+        [(r.request, r.sample, np.int64(r.tokens).tobytes(), np.float64(r.logps).tobytes(), r.finish) for r in group]
+        for group in graded.responses
+    ]
+    grades = [[(grade.score, grade.error, grade.figures) for grade in group] for group in graded.grades]
+    return [responses, grades, graded.generate_s, graded.grade_s]
+
+
+def from_message(message: list) -> Graded:
+    """What `as_message` was given. ValueError where it cannot have been one."""
+    responses, grades, generate_s, grade_s = message
+    return Graded(
+        [[_response(*one) for one in group] for group in responses],
+        [[Grade(float(score), error, dict(figures)) for score, error, figures in group] for group in grades],
+        float(generate_s),
+        float(grade_s),
+    )
+
+
+def _response(request: int, sample: int, tokens: bytes, logps: bytes, finish: str) -> Response:
+    response = Response(request, sample, np.frombuffer(tokens, np.int64).tolist(), np.frombuffer(logps).tolist(), finish)
+    if len(response.tokens) != len(response.logps):
+        raise ValueError(f"{len(response.tokens)} tokens with {len(response.logps)} log-probabilities")
+    return response
+
+
 def dealt_together(parts: list[Graded]) -> Graded:
     """What several hosts made of the prompts that were dealt out to them in turn, in the prompts' order.
 

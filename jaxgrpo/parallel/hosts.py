@@ -7,7 +7,6 @@ process every function returns at once what that process has.
 
 import hashlib
 import os
-import pickle
 import re
 import signal
 import sys
@@ -25,12 +24,15 @@ import numpy as np
 from jaxgrpo import interruption
 from jaxgrpo.config import Config, ConfigError, HostsConfig, flatten
 from jaxgrpo.errors import UserError
+from jaxgrpo.parallel.messages import MessageError, packed, unpacked
 
 WAIT_S = 3600  # of one host for another in the middle of a step: rollouts of unequal length, a compilation
 START_S = 60  # for what takes no time once all hosts are there
 FAILED = 1
 LOST = 76  # exit code where another host was lost: launchers start the job again
 _OF_ANOTHER_HOST = re.compile("gloo|connection|peer|heartbeat|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED", re.IGNORECASE)
+ENDS = ("1", "2", "75", str(LOST))  # exit codes that a host may tell the others; 0 would be taken for done
+_FOREIGN = "Another program writes to the job's key-value store: start the job at a port that nobody else reaches."
 _ending, _left = threading.Event(), threading.Event()
 _FAILURE = "jaxgrpo/failure"
 
@@ -118,31 +120,39 @@ def barrier(what: str, seconds: float = WAIT_S) -> None:
 
 
 def from_first(value, what: str, seconds: float = START_S):
-    """The value that host 0 gives, on every host. Small: it travels in the key-value store."""
+    """The value that host 0 gives, on every host: plain data, see `messages`. Small: it travels in the key-value store."""
     if count() == 1:
         return value
     key, started = f"jaxgrpo/{_next(what)}/{what}", time.monotonic()
     if is_first():
-        _client().key_value_set_bytes(key, pickle.dumps(value))
+        try:
+            _client().key_value_set_bytes(key, packed(value))
+        except jax.errors.JaxRuntimeError as error:
+            raise HostsError(f"{what} cannot be told the other hosts ({_first_line(error)}). {_FOREIGN}") from error
         return value
     try:
-        return pickle.loads(_client().blocking_key_value_get_bytes(key, int(seconds * 1000)))
+        data = _client().blocking_key_value_get_bytes(key, int(seconds * 1000))
     except Exception as error:
         raise _lost(what, time.monotonic() - started, error) from error
+    return _message(data, f"{what} of host 0")
 
 
 def gather(value, what: str, seconds: float = WAIT_S) -> list:
-    """The values of all hosts, in their order, on every host. They travel over the devices' network, whatever their size."""
+    """The values of all hosts, plain data, in their order, on every host. They travel over the devices' network, whatever their
+    size."""
     if count() == 1:
         return [value]
     from jax.experimental.multihost_utils import process_allgather
 
     barrier(what, seconds)
-    data = np.frombuffer(pickle.dumps(value), np.uint8)
+    data = np.frombuffer(packed(value), np.uint8)
     sizes = process_allgather(np.int64(len(data)) if jax.config.jax_enable_x64 else np.int32(len(data)))
     room = 1 << int(max(sizes) - 1).bit_length()  # few shapes, since each is compiled
     everyone = process_allgather(np.pad(data, (0, room - len(data))))
-    return [pickle.loads(row[:size].tobytes()) for row, size in zip(everyone, np.ravel(sizes), strict=True)]
+    return [
+        _message(row[:size].tobytes(), f"{what} of host {host}")
+        for host, (row, size) in enumerate(zip(everyone, np.ravel(sizes), strict=True))
+    ]
 
 
 def spread(tree, sharding):
@@ -291,7 +301,7 @@ def _end_with_the_others() -> None:
         if _ending.is_set():  # the reason is this host's own
             return
         print(f"jaxgrpo: ended with {reason}", file=sys.stderr, flush=True)
-        os._exit(int(code))
+        os._exit(int(code) if code in ENDS else FAILED)
 
 
 _listener = threading.Thread(target=_end_with_the_others, daemon=True)
@@ -302,6 +312,14 @@ def _next(what: str) -> int:
     """How often `what` was waited for: every host counts alike, so that no two waits share a name."""
     _calls[what] = _calls.get(what, 0) + 1
     return _calls[what]
+
+
+def _message(data: bytes, what: str):
+    """What a host sent. HostsError where it is none of our messages: something else writes to the job's store."""
+    try:
+        return unpacked(data)
+    except MessageError as error:
+        raise HostsError(f"{what} is no message of a host ({error}). {_FOREIGN}") from None
 
 
 def _client():

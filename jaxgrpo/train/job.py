@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eval.run import Questions
-from eval.sampling import Outcome, dealt_together, outcomes, pass_at_1, sample_and_grade
+from eval.sampling import Outcome, as_message, dealt_together, from_message, outcomes, pass_at_1, sample_and_grade
 from jaxgrpo.config import Config, ConfigError, replace
 from jaxgrpo.data import DATA_SOURCE, EncodedPrompt, load_demonstrations, load_tokenizer, unknown_ids
 from jaxgrpo.model.family import Family, model_family
@@ -200,7 +200,10 @@ class Job:
             max_new=self.config.rollout.max_new_tokens,
             generate=generate,
         )
-        return dealt_together(hosts.gather(mine, f"the responses of all hosts ({stream}, step {step})"))
+        if hosts.count() == 1:
+            return dealt_together([mine])
+        everyone = hosts.gather(as_message(mine), f"the responses of all hosts ({stream}, step {step})")
+        return dealt_together([from_message(message) for message in everyone])
 
     def evaluate(self, weights, step: int, stream: str = SUITE) -> list[Outcome]:
         """Outcomes on the suite that `stream` names, or for any other stream on the held-out problems."""

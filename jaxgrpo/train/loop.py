@@ -36,7 +36,7 @@ from jaxgrpo.train.sizes import config_sampling
 from jaxgrpo.train.start import Start
 from jaxgrpo.train.state import TrainState, cast_params
 from jaxgrpo.train.step import ON_POLICY
-from jaxgrpo.train.stored import Stored
+from jaxgrpo.train.stored import Stored, as_message, from_message
 from jaxgrpo.train.watch import EQUAL, RewardWatch
 
 _TITLES = {
@@ -75,7 +75,8 @@ def _train(
     config: Config, run: RunDirectory, compilations: CompilationCounter, progress: Progress, given: set[str] | None
 ) -> None:
     hosts.check_shared(run.path, run.LOCK)
-    stored = hosts.from_first(run.stored() if hosts.is_first() else None, "what the run directory holds")
+    found = hosts.from_first(as_message(run.stored()) if hosts.is_first() else None, "what the run directory holds")
+    stored = from_message(found)
     stored = with_family(run, stored)
     accept, config = config.checkpoint.accept_changes, replace(config, {"checkpoint.accept_changes": False})
     config, told = pinned(config, stored)

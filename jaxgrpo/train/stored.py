@@ -4,7 +4,7 @@ The checkpoint is the authority; where there is none yet, the start in history.j
 config.yaml, which anybody may have edited.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from jaxgrpo import storage
@@ -24,6 +24,19 @@ class Stored:
     step: int | None = None
     origin: dict | None = None
     notes: tuple[str, ...] = ()
+
+
+def as_message(stored: Stored | None) -> dict | None:
+    """As plain data, for other hosts."""
+    return None if stored is None else asdict(stored)
+
+
+def from_message(message: dict | None) -> Stored | None:
+    """What `as_message` was given."""
+    if message is None:
+        return None
+    config, _ = stored_config(message["config"], message["where"])
+    return Stored(**message | {"config": config})
 
 
 def read_meta(step_folder: Path) -> dict | None:
