@@ -114,7 +114,7 @@ def _prepare(arguments) -> None:
 
     from jaxgrpo.aside import replacing
     from jaxgrpo.data.files import HELDOUT, TRAIN, load_problems
-    from jaxgrpo.data.prepare import SUMMARY, prepare, write_prepared
+    from jaxgrpo.data.prepare import PICTURE, SUMMARY, prepare, write_prepared
     from jaxgrpo.data.prompts import asked, find_template
     from jaxgrpo.data.report import draw_difficulty, print_summary
 
@@ -133,13 +133,12 @@ def _prepare(arguments) -> None:
     if not console.is_terminal:
         console.width = 1000  # of a table in a log: as wide as it is
     stale = not made.heldout and (out / HELDOUT).exists()
-    names = [TRAIN, *([HELDOUT] if made.heldout else []), SUMMARY]
-    with replacing(out, names, partial(console.print, markup=False)):
+    names = [TRAIN, *([HELDOUT] if made.heldout else []), SUMMARY, *([PICTURE] if made.rated else [])]
+    with replacing(out, {*names, PICTURE}, partial(console.print, markup=False)):
         summary = write_prepared(made, out)
+        if made.rated:
+            draw_difficulty(made, out / PICTURE, arguments.source)
     print_summary(made, summary, console)
-    if made.rated:
-        draw_difficulty(made, out / "difficulty.png", arguments.source)
-        names.append("difficulty.png")
     if stale:
         console.print(f"left      {out / HELDOUT}, which is of an earlier call", markup=False)
     print(f"wrote     {', '.join(names)} in {out}")

@@ -3,11 +3,18 @@
 import json
 import math
 import os
+import re
 import sys
 
 
 def manifest(name: str, command: list[str], env: dict[str, str]) -> dict:
     """A JobSet (jobset.x-k8s.io/v1alpha2) of one indexed Job a slice, with a pod on every host of the slice."""
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", env["TOPOLOGY"]):
+        raise SystemExit(f"gke.sh: TOPOLOGY={env['TOPOLOGY']} is no shape such as 2x2x2")
+    if not re.fullmatch(r"[1-9]\d*", env["CHIPS"]):
+        raise SystemExit(f"gke.sh: CHIPS={env['CHIPS']} is no number of chips")
+    if not re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", name):
+        raise SystemExit(f"gke.sh: NAME={name}: Kubernetes takes small letters, digits and -, at most 40, a letter first")
     chips = int(env["CHIPS"])
     total = math.prod(int(side) for side in env["TOPOLOGY"].split("x"))
     if total % chips:

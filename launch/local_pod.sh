@@ -83,7 +83,7 @@ run_once() {
     "${command[@]}" > "$LOGS/host-$i.log" 2>&1 < /dev/null &
     pids+=($!)
   done
-  tail -n +1 -f --pid="${pids[0]}" "$LOGS/host-0.log" 2> /dev/null | grep --line-buffered -v '^\[Gloo\]' &
+  tail -n +1 -f --pid="${pids[0]}" "$LOGS/host-0.log" 2> /dev/null | grep --line-buffered -vE '^\[Gloo\]|connected to [0-9]+ peer ranks' &
   code=0 deadline=
   local alive=("${pids[@]}")
   while [ ${#alive[@]} -gt 0 ]; do
@@ -113,7 +113,7 @@ run_once() {
     fi
   done
   if [ -n "$first" ]; then
-    echo "local_pod: all processes have ended; their output is in $LOGS" >&2
+    echo "local_pod: all processes have ended; their output is in $LOGS; the last of process 0: $(last_line "$LOGS/host-0.log")" >&2
   fi
 }
 

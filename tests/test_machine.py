@@ -56,7 +56,7 @@ def test_cores_are_those_of_the_machine_where_none_can_be_chosen(env):
     "arguments",
     [
         ["train", CONFIG, "--dry-run"],
-        ["bench", "rollout", *TINY],
+        pytest.param(["bench", "rollout", *TINY], marks=pytest.mark.slow),
         pytest.param(["study", str(ROOT / "configs" / "study.yaml"), "--dry-run"], marks=pytest.mark.slow),
         pytest.param(["plan", CONFIG, "--topology", "v5e:2x2", "--no-compile"], marks=pytest.mark.slow),
     ],

@@ -32,7 +32,7 @@ def commands(name: str) -> list[list[str]]:
 
 def test_every_line_of_code_in_the_readme_is_known_to_these_tests():
     known = ("train ", "export ", "convert ", "data ", "eval ", "serve ", "bench ", "study ", "plan ", "fit")
-    known = (*(f"jaxgrpo {name}" for name in known), "python -m scaling", "bash launch/", "sbatch ")
+    known = (*(f"jaxgrpo {name}" for name in known), "python -m scaling", "bash launch/", "sbatch ", "export ")
     assert len(COMMANDS) >= 8
     for line in LINES:
         assert line.startswith((*known, "from jaxgrpo", "import scaling")), line

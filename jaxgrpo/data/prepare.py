@@ -30,7 +30,7 @@ RATES = (RATE, HUB_RATE)  # what a problem is sorted by: the first that it has
 COLUMNS = ("data_source", "prompt", "ability", "reward_model", "extra_info")
 EASY = 0.3  # least pass rate of an easy problem
 SOURCES = {"LLM360/guru-RL-92k": "LLM360/guru-RL-92k:train/math__combined_54.4k.parquet"}  # the file that is meant
-SUMMARY = "summary.json"
+SUMMARY, PICTURE = "summary.json", "difficulty.png"
 
 
 @dataclass

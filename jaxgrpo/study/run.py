@@ -23,8 +23,8 @@ def print_plan(path: str, overrides: list[str]) -> None:
     console.print(f"{by_itself}:", markup=False)
     for run in runs:
         console.print(f"  jaxgrpo train {config_file(run)}", markup=False)
-    for line in missing_files(runs):
-        console.print(f"WARNING   {line}", markup=False)
+    if missing := missing_files(runs):
+        console.print(f"WARNING   {missing}", markup=False)
 
 
 def study(path: str, overrides: list[str]) -> Path:
@@ -39,11 +39,8 @@ def study(path: str, overrides: list[str]) -> Path:
         console.print(text, markup=False)
 
     say(_header(config, runs))
-    missing = missing_files(runs)
-    if missing:
-        raise StudyError(
-            f"{'; '.join(missing)}: make them as the head of {path} or docs/data.md says, or name others as shown."
-        )
+    if missing := missing_files(runs):
+        raise StudyError(f"{missing}, or make them as the head of {path} or docs/data.md says.")
     started = time.monotonic()
     write_configs(runs)
     train_all(runs, jobs_at_once(config, len(runs)), say)

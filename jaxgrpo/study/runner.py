@@ -70,24 +70,25 @@ def write_configs(runs: list[PlannedRun]) -> None:
         write_whole(config_file(run), to_yaml(run.config))
 
 
-def missing_files(runs: list[PlannedRun]) -> list[str]:
-    """A line for every file of problems that a run not done yet names and that does not exist: what it is for, what lies beside
-    it, and how to name another."""
-    found = {}
+def missing_files(runs: list[PlannedRun]) -> str:
+    """Which files of problems the runs that are not done name and that do not exist, what lies there instead, and how to name
+    others; empty where all are there."""
+    missing: dict[Path, str] = {}
     for run in runs:
         for key in ("train", "test"):
             file = Path(getattr(run.config.data, key))
             if file.suffix in DATA_SUFFIXES and ":" not in str(file) and not file.exists() and not is_done(run):
-                found.setdefault(file, f"runs.{run.name}.data.{key}")
-    return [f"{key}={file} does not exist ({_beside(file)}; {key}=FILE names another)" for file, key in found.items()]
+                missing.setdefault(file, f"runs.{run.name}.data.{key}=FILE")
+    if not missing:
+        return ""
+    folders = {file.parent for file in missing}
+    there = sorted(str(path) for folder in folders for path in folder.glob("*") if path.suffix in DATA_SUFFIXES)
+    shown = _some([str(file) for file in missing])
+    return f"no such files: {shown}; there is {_some(there) or 'none there'}. {next(iter(missing.values()))} names another"
 
 
-def _beside(file: Path) -> str:
-    names = sorted(path.name for path in file.parent.glob("*") if path.suffix in DATA_SUFFIXES)
-    if not file.parent.is_dir():
-        return f"there is no folder {file.parent}"
-    shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-    return f"{file.parent} holds {shown or 'no such file'}"
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _trained(run: PlannedRun, path: Path) -> Config:

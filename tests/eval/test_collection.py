@@ -81,7 +81,7 @@ def test_without_a_network_the_hub_is_asked_once_and_the_way_out_is_told(tmp_pat
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     said = lines(done.stdout)
-    assert "check the name and the network" in said["aime2024"]
+    assert "check the network and the name" in said["aime2024"]
     assert all("was not asked for" in said[name] for name in SUITES if name not in ("aime2024", "heldout"))
     assert "7 of 8 suites are missing" in done.stderr and "--from" in done.stderr
 

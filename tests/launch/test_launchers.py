@@ -218,6 +218,13 @@ def test_the_jobset_holds_the_command_and_a_valid_job(bin_dir):
 
 
 def test_a_topology_that_its_hosts_do_not_divide_is_refused(bin_dir):
+    for name, wrong, said in (
+        ("job", {"TOPOLOGY": "2x2xx"}, "gke.sh: TOPOLOGY=2x2xx is no shape such as 2x2x2\n"),
+        ("job", {"CHIPS": "four"}, "gke.sh: CHIPS=four is no number of chips\n"),
+        ("NAME", {}, "gke.sh: NAME=NAME: Kubernetes takes small letters, digits and -, at most 40, a letter first\n"),
+    ):
+        refused = launch("gke.sh", "--dry-run", name, "c.yaml", bin_dir=bin_dir, **GKE | wrong)
+        assert (refused.returncode, refused.stdout, refused.stderr) == (1, "", said)
     done = launch("gke.sh", "--dry-run", "job", "c.yaml", bin_dir=bin_dir, **GKE | {"TOPOLOGY": "1x3"})
     assert done.returncode != 0 and "3 chips" in done.stderr
 

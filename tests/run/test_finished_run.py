@@ -1,10 +1,12 @@
 """A run that was once trained for more steps than its config asks for: what a second call of the quickstart finds."""
 
+import pytest
 import yaml
 
 from tests.run.commands import CONFIG, SHORT, environment, jaxgrpo
 
 
+@pytest.mark.slow
 def test_a_run_of_more_steps_is_found_finished_and_keeps_them(tmp_path):
     env, run = environment(tmp_path / "xla", devices=1), tmp_path / "run"
     command = ["train", CONFIG, *SHORT, "warmup.steps=0", "eval.every=0", f"run_dir={run}"]

@@ -123,6 +123,7 @@ def test_a_request_in_a_step_saves_after_it_and_the_run_goes_on(name, said, env,
         assert (code, errors) == (-signal.SIGTERM, "jaxgrpo: ended by SIGTERM; the same command goes on after step 3.\n")
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_at_once_and_says_from_where_the_command_goes_on(env, tmp_path):
     code, _, errors = asked("SIGINT,SIGINT", 4, tmp_path / "run", env)
     assert (code, errors) == (130, "jaxgrpo: ended by Ctrl-C; the same command goes on after step 2.\n")

@@ -90,6 +90,7 @@ def test_an_edited_config_file_is_refused_as_config_and_mended_where_it_is_not(w
     assert stored.notes == ("config.yaml of the run says otherwise (algo.clip_low): checkpoint 2 says how it was configured",)
 
 
+@pytest.mark.slow
 def test_moved_inputs_are_no_change_and_a_learning_rate_is_one_that_is_told(env, world):
     (world.run_dir / "config.yaml").unlink()
     shutil.copytree(world.run_dir / "checkpoints" / "2", world.run_dir / "checkpoints" / "7")
@@ -103,6 +104,7 @@ def test_moved_inputs_are_no_change_and_a_learning_rate_is_one_that_is_told(env,
     assert [json.loads(line)["step"] for line in (world.run_dir / "metrics.jsonl").read_text().splitlines()] == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_accepted_changes_are_told_and_written_down_and_hold_from_then_on(env, world, capsys):
     flip_one_bit(world)
     write_problems(world.folder / "train.jsonl", first=200)

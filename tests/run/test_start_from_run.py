@@ -54,6 +54,7 @@ def test_a_new_run_starts_from_the_weights_alone_and_says_where_they_come_from(o
     assert read_history(folder / "second")[0]["origin"] == origin
 
 
+@pytest.mark.slow
 def test_it_goes_on_by_itself_when_the_other_run_is_gone(other, env):
     folder, _ = other
     again = ["train", CONFIG, *SHORT, f"run_dir={folder}/second", "train.steps=3", ONE_UPDATE]
