@@ -152,7 +152,7 @@ def _differences(settings: dict, theirs: dict) -> list[str]:
     changed = [
         f"{key}: {theirs[key]} there, {value} here"
         for key, value in settings.items()
-        if key != "model" and not key.startswith("suite ") and key in theirs and theirs[key] != value
+        if key not in ("model", "weights_digest") and not key.startswith("suite ") and key in theirs and theirs[key] != value
     ]
     return [f"the two evaluations differ in more than the model: {'; '.join(changed)}"] if changed else []
 

@@ -43,6 +43,7 @@ class Prepared:
     template: Template
     prompted: int = 0  # problems whose prompt the template changed
     unrated: int = 0  # problems without a pass rate
+    compared: tuple[str, ...] = ()  # what was looked for in `train`
     matches: list[Match] = field(default_factory=list)  # rows count in `train` before anything was removed
     removed: int = 0
 
@@ -142,6 +143,7 @@ def prepare(
     benchmarks = dict(against or {})
     if held:
         benchmarks["heldout"] = [asked(row["prompt"]) for row in made.heldout]
+    made.compared = tuple(benchmarks)
     made.matches = find_matches([asked(row["prompt"]) for row in made.train], benchmarks)
     if remove:
         found = {match.row for match in made.matches}

@@ -34,7 +34,10 @@ def print_summary(made: Prepared, summary: dict, console: Console) -> None:
     console.print(f"prompts   template {made.template}, put around {made.prompted:,} of {total:,}", markup=False)
     console.print(f"repaired  {made.repairs}")
     if not made.matches:
-        console.print("benchmarks and held-out problems: none of their questions was found in the training problems")
+        looked_for = ", ".join(made.compared)
+        found = f"no question of {looked_for} was found in the training problems" if looked_for else "nothing was looked for"
+        without = "" if set(made.compared) - {"heldout"} else "; --against names benchmark files"
+        console.print(f"copies    {found}{without}", markup=False)
         return
     verbatim = sum(match.verbatim for match in made.matches)
     fate = "left out" if made.removed else "still in: --remove-contaminated leaves them out"

@@ -38,6 +38,8 @@ def convert(model: str, out_dir: str) -> Path:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ModelError(f"{out} exists and is not an empty directory; choose another one or remove it.")
     source = resolve_model(model)
+    if source.steps:
+        raise ModelError(f"{model} is a run, which `jaxgrpo train` takes as it is (model={model}): export it to convert it.")
     params = load_params(source, dtype=jnp.dtype(stored_dtype(source.hf_config)))
     with whole_folder(out) as unfinished:
         write_companions(unfinished, source, tokenizer=None)

@@ -91,12 +91,10 @@ def answer(
             served, weights = load_newest(served, engine, activity.say)
         loaded, folder = (engine, weights), EvaluationFolder(folder_of(served))
         settings["weights_digest"] = weights_digest(weights)
-    else:
-        every = sum(len(questions.prompts) for questions in asked) * c.eval.samples
-        console.print(
-            f"answers   all {every:,} are there from before: nothing is asked, the weights are not read", markup=False
-        )
     folder.open(_settings(served, asked) | settings)
+    if loaded is None:
+        every = sum(len(questions.prompts) for questions in asked) * c.eval.samples
+        console.print(f"answers   all {every:,} are there from before: nothing is asked, the weights are not read")
     if todo := folder.missing(asked):
         for lost in filter(None, (folder.lost(questions.name) for questions in todo)):
             console.print(f"WARNING   {lost}: the others are asked again", markup=False)

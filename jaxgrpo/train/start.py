@@ -100,6 +100,10 @@ class Start:
     def go_on_after(self, checkpoints: Checkpoints, meta: dict) -> None:
         """Go on from the checkpoint with this meta, with changes that may be: they are told and written into the history."""
         step, changes = meta["step"], self.changes(stored_in(meta))
+        changed = [*changes.free, *changes.bound]
+        if changed and step >= self.config.train.steps:
+            self.progress.say(f"note      no step is left to train, so that nothing is changed: {'; '.join(changed)}")
+            return
         if changes.free:
             self.progress.say(f"WARNING   changed after step {step}: {'; '.join(changes.free)}")
         if changes.bound:

@@ -263,6 +263,7 @@ def test_a_file_without_pass_rates_keeps_its_order_and_holds_out_at_random_and_s
     said = capsys.readouterr().out
     assert "no problem has a pass rate" in said and "the source's order is kept" in said
     assert "drawn at random" in said and "jaxgrpo data rate" in said
+    assert "no question of heldout was found in the training problems; --against names benchmark files" in said
     train, heldout = truths(out / "train.parquet"), truths(out / "heldout.parquet")
     drawn = np.random.RandomState(42).choice(40, 8, replace=False)
     assert heldout == sorted(drawn) and train == [n for n in range(40) if n not in drawn]
@@ -272,6 +273,7 @@ def test_a_file_without_pass_rates_keeps_its_order_and_holds_out_at_random_and_s
     assert main(["data", "prepare", source, str(tmp_path / "other"), "--heldout", "8", "--seed", "7"]) == 0
     assert truths(tmp_path / "other" / "heldout.parquet") != heldout
     assert main(["data", "prepare", str(out / "train.parquet"), str(tmp_path / "again"), "--heldout", "0"]) == 0
+    assert "copies    nothing was looked for; --against names benchmark files" in capsys.readouterr().out
     assert pq.read_table(tmp_path / "again" / "train.parquet").to_pylist() == pq.read_table(out / "train.parquet").to_pylist()
     assert main(["data", "reuse", str(out / "train.parquet"), str(out), "--tau", "1", "4"]) == 0
     assert truths(out / "sampled_1_1_32.parquet") == train and len(truths(out / "sampled_1_4_8.parquet")) == 8

@@ -5,7 +5,7 @@ from itertools import combinations
 
 import pytest
 
-from eval.report import markdown, suite_result, write_report
+from eval.report import _differences, markdown, suite_result, write_report
 from eval.run import EvaluationFolder
 
 RIGHT = {0: (1, 0, 0, 0, 0, 0, 0), 1: (0, 1, 1, 0, 0, 1, 0), 2: (0, 0, 0, 0, 0, 0, 0), 3: (0, 0, 0, 0, 0, 1, 1)}
@@ -81,3 +81,10 @@ def test_a_comparison_says_which_settings_differ_and_what_could_not_be_compared(
     text = (tmp_path / "b" / "report.md").read_text()
     assert "temperature: 0.0 there, 0.7 here" in text
     assert "more: not compared, `n` was not asked these questions" in text
+
+
+def test_another_model_is_no_difference_between_two_evaluations():
+    mine = {"model": "a", "weights_digest": "57", "seed": 0, "temperature": 1.0, "suite math": {"questions": 2}}
+    assert _differences(mine, mine | {"model": "b", "weights_digest": "15"}) == []
+    (line,) = _differences(mine, mine | {"model": "b", "temperature": 0.0})
+    assert line == "the two evaluations differ in more than the model: temperature: 0.0 there, 1.0 here"

@@ -74,6 +74,13 @@ def test_a_missing_model_names_the_ways_to_give_one(capsys, tmp_path):
     assert list(tmp_path.iterdir()) == [], "the folder that held the lock is gone again"
 
 
+def test_a_run_is_not_converted_but_named_as_a_model(capsys, whole_run, tmp_path):
+    assert main(["convert", str(whole_run), str(tmp_path / "out")]) == 1
+    message = capsys.readouterr().err
+    assert f"{whole_run} is a run, which `jaxgrpo train` takes as it is (model={whole_run}): export it" in message
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("damage", ["missing", "truncated", "shape"])
 def test_damaged_weights_are_named_with_the_remedy(damage, capsys, model_dir, tmp_path):
     copy = tmp_path / "model"

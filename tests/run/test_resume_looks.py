@@ -120,6 +120,14 @@ def test_accepted_changes_are_told_and_written_down_and_hold_from_then_on(env, w
     assert "(seed: 0 -> 1)" in capsys.readouterr().err
 
 
+def test_a_finished_run_is_not_changed_by_what_no_step_would_use(env, world):
+    files = [world.run_dir / name for name in ("config.yaml", "history.jsonl", "metrics.jsonl")]
+    before = [file.read_bytes() for file in files]
+    said = world.train(env, "optim.lr=1e-3", "optim.beta2=0.5", "checkpoint.accept_changes=true")
+    assert "no step is left to train, so that nothing is changed: optim.lr: 0.0004 -> 0.001; optim.beta2: " in said
+    assert [file.read_bytes() for file in files] == before
+
+
 def test_a_value_that_nobody_sets_stays_that_of_the_run(world, capsys):
     meta = world.run_dir / "checkpoints" / "2" / "meta" / "metadata"
     about = unsealed(json.loads(meta.read_text()))
