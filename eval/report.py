@@ -179,8 +179,8 @@ def draw(results: list[SuiteResult], path: Path, model: str, against: str | None
             if r.comparison:
                 before = r.avg.value - r.comparison.difference.value
                 axes[0, 0].plot([before], [place], "o", mfc="none", color="#666666", ms=5)
-        axes[0, 0].plot([], [], "o", mfc="none", color="#666666", ms=5, label=Path(against).name)
-        axes[0, 0].legend(fontsize=8, frameon=False, loc="lower right")
+        axes[0, 0].plot([], [], "o", mfc="none", color="#666666", ms=5, label=short_name(against))
+        axes[0, 0].legend(fontsize=8, loc="lower left", bbox_to_anchor=(0.0, 1.0), borderaxespad=0.2)  # above: it is no result
         axes[0, 1].locator_params(axis="x", nbins=6)
         compared = [
             (place, result.comparison.difference) for place, result in zip(places, results, strict=True) if result.comparison
@@ -188,7 +188,7 @@ def draw(results: list[SuiteResult], path: Path, model: str, against: str | None
         if compared:
             _dots(axes[0, 1], [place for place, _ in compared], [difference for _, difference in compared], ORANGE, "+.3f")
         axes[0, 1].axvline(0, color="#666666", lw=1)
-        axes[0, 1].set(xlabel=f"difference to {Path(against).name}", yticks=places, yticklabels=[""] * len(places))
+        axes[0, 1].set(xlabel=f"difference to {short_name(against)}", yticks=places, yticklabels=[""] * len(places))
     elif samples > 1:
         ticks = sorted(set().union(*(result.pass_at for result in results)))
         for result in results:
@@ -200,6 +200,12 @@ def draw(results: list[SuiteResult], path: Path, model: str, against: str | None
         axes[0, 1].legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     plain(axes.flat)
     save(figure, path)
+
+
+def short_name(model: str) -> str:
+    """Of a model, for a legend: RUN step N of a checkpoint, else the last part of its path."""
+    path = Path(model)
+    return f"{path.parents[1].name} step {path.name}" if path.parent.name == "checkpoints" else path.name
 
 
 def _dots(axis, places, estimates: list[Estimate], colour: str, form: str = ".3f") -> None:

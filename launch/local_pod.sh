@@ -78,6 +78,7 @@ run_once() {
   local i pid status first='' deadline
   port=$(free_port) || exit 1
   pids=()
+  touch "$LOGS/host-0.log" # tail may come before process 0
   for ((i = 0; i < processes; i++)); do
     command_of "$i"
     "${command[@]}" > "$LOGS/host-$i.log" 2>&1 < /dev/null &

@@ -27,6 +27,7 @@ from jaxgrpo.train.stored import read_stored
 from jaxgrpo.whole_file import write_whole
 
 POLL_S = 0.2
+_WORDS = 45  # characters of a log's last line that are shown of a run before its first step
 REPORT_S = 15.0  # between two lines about runs in progress
 
 
@@ -174,7 +175,7 @@ def train_all(runs: list[PlannedRun], jobs: int, say: Callable[[str], None]) -> 
     if asked:
         raise StudyStopped(
             f"asked to stop ({interruption.name_of(asked[0])}): {finished} of {len(runs)} runs are finished; the same command "
-            "goes on with the others, each from its last checkpoint."
+            "goes on with the others, each from its last checkpoint or, where it has none, anew."
         )
     if failed:
         raise StudyError(
@@ -218,8 +219,10 @@ def _start(run: PlannedRun, cores: list[int]) -> _Process:
 
 def _state(run: PlannedRun) -> str:
     done, steps, _ = progress(run)
-    begun = "starting" if done is None else f"step {done}/{steps}"
-    return f"{run.directory.name} {begun}"
+    if done is not None:
+        return f"{run.directory.name} step {done}/{steps}"
+    said = _last_line(log_file(run)) if log_file(run).exists() else ""
+    return f"{run.directory.name} starting ({said.partition(':')[0][:_WORDS]})" if said else f"{run.directory.name} starting"
 
 
 def _pass1(run: PlannedRun) -> str:

@@ -5,7 +5,7 @@ from itertools import combinations
 
 import pytest
 
-from eval.report import _differences, markdown, suite_result, write_report
+from eval.report import _differences, markdown, short_name, suite_result, write_report
 from eval.run import EvaluationFolder
 
 RIGHT = {0: (1, 0, 0, 0, 0, 0, 0), 1: (0, 1, 1, 0, 0, 1, 0), 2: (0, 0, 0, 0, 0, 0, 0), 3: (0, 0, 0, 0, 0, 1, 1)}
@@ -88,3 +88,8 @@ def test_another_model_is_no_difference_between_two_evaluations():
     assert _differences(mine, mine | {"model": "b", "weights_digest": "15"}) == []
     (line,) = _differences(mine, mine | {"model": "b", "temperature": 0.0})
     assert line == "the two evaluations differ in more than the model: temperature: 0.0 there, 1.0 here"
+
+
+def test_a_checkpoint_is_named_by_its_run_and_step():
+    assert short_name("runs/quickstart/checkpoints/60") == "quickstart step 60"
+    assert short_name("Qwen/Qwen2.5-7B-Instruct") == "Qwen2.5-7B-Instruct"
