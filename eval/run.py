@@ -79,7 +79,8 @@ class EvaluationFolder:
         try:
             stored = json.loads((self.path / "settings.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise EvaluationError(f"{self.path} holds no evaluation ({error}): name one that `jaxgrpo eval` wrote.") from None
+            why = getattr(error, "strerror", None) or error
+            raise EvaluationError(f"{self.path} holds no evaluation ({why}): name one that `jaxgrpo eval` wrote.") from None
         if not isinstance(stored, dict):
             raise EvaluationError(f"{self.path / 'settings.json'} is no JSON object: evaluate again in a new folder.")
         return stored

@@ -44,7 +44,9 @@ def _run(argv: list[str] | None) -> int:
         arguments.rest = rest
         return _fit(arguments)
     if rest and ("overrides" not in arguments or any(r.startswith("-") or "=" not in r for r in rest)):
-        parser.error(f"unrecognised arguments: {' '.join(rest)}")
+        keys = [argument.lstrip("-") for argument in rest if "=" in argument and "overrides" in arguments]
+        hint = f"; keys are given without dashes: {' '.join(keys)}" if keys else ""
+        parser.error(f"unrecognised arguments: {' '.join(rest)}{hint}")
     if rest:
         arguments.overrides += rest
     for name, value in vars(arguments).items():  # `~/` behind --out= or in quotes, which the shell leaves as it is
@@ -223,7 +225,7 @@ def _suites_help() -> str:
 
     suites = [f"  {name:<12} {load_suite(name).title}" for name in known_suites()]
     defaults = flatten(Config())
-    keys = [f"  {key}={defaults[key]!s}" for key in EVALUATION_KEYS]
+    keys = [f"  {key}={_as_typed(defaults[key])}" for key in EVALUATION_KEYS]
     return "\n".join(["suites:", *suites, "", "keys and their defaults:", *keys])
 
 
@@ -302,10 +304,15 @@ def _bench(arguments) -> int:
     return _reported(run)
 
 
+def _as_typed(value) -> str:
+    """A value of a key as somebody would type it."""
+    return f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else str(value)
+
+
 def _keys_help() -> str:
     from jaxgrpo.config import Config, flatten
 
-    rows = (f"  {key}={value!s}" for key, value in flatten(Config()).items())
+    rows = (f"  {key}={_as_typed(value)}" for key, value in flatten(Config()).items())
     return "keys and their defaults (0 or empty often means: worked out at the start):\n" + "\n".join(rows)
 
 

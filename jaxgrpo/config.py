@@ -286,7 +286,7 @@ def load_config(
         try:
             tree = OmegaConf.merge(tree, _typed_layer(layer, origin))
         except OmegaConfBaseException as error:
-            raise ConfigError(f"{origin}: {_first_line(error)}") from None
+            raise ConfigError(f"{origin}: {_first_line(error, origin)}") from None
     try:
         config = OmegaConf.to_object(tree)
     except OmegaConfBaseException as error:  # a ${...} that names nothing
@@ -341,6 +341,8 @@ def read_mapping(path: str, kind: str, hint: str = "") -> dict:
         kind_found = type(yaml.safe_load(text)).__name__ if isinstance(values, str) else type(values).__name__
     except FileNotFoundError:
         raise ConfigError(f"{kind} {path} does not exist{hint or '.'}") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{kind} {path} cannot be read: it is a folder; name a file in it.") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{kind} {path} cannot be read as YAML: {error}") from None
     if not isinstance(values or {}, dict):
@@ -391,7 +393,7 @@ def _nested(keys: list[str], value: Any) -> dict:
 _KINDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: Exception, origin: str = "") -> str:
     lines = [line.strip() for line in str(error).splitlines()]
     key = next((line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: ")), "")
     wrong = re.match(r"Value '(.*?)'(?: of type '\w+')? (?:could not be converted to|is not a valid) (\w+)", lines[0])
@@ -399,7 +401,7 @@ def _first_line(error: Exception) -> str:
         lines[0] = f"{wrong[1]!r} is not {_KINDS[wrong[2]]}"
     elif "is not a TupleConfig" in lines[0]:
         lines[0] = "give a list, such as [one,two]"
-    return f"{key}: {lines[0]}" if key else lines[0]
+    return f"{key}: {lines[0]}" if key and not origin.startswith(f"{key}=") else lines[0]
 
 
 def _check_keys(values: dict, origin: str) -> None:

@@ -9,9 +9,10 @@ show_help() {
   awk 'NR > 1 { if (!/^# ?/ || /^#SBATCH/ || /^# shellcheck/) exit; sub(/^# ?/, ""); print }' "$0"
 }
 
-# The same for a command that cannot be meant.
+# The same for a command that cannot be meant; $1 says why.
 usage() {
   show_help >&2
+  printf '\n%s\n' "$(basename "$0"): $1" >&2
   exit 2
 }
 

@@ -16,7 +16,7 @@ set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 parse_flags "$@"
-[ ${#arguments[@]} -ge 2 ] || usage
+[ ${#arguments[@]} -ge 2 ] || usage "NAME and CONFIG are needed"
 require IMAGE=REGISTRY/jaxgrpo ACCELERATOR=tpu-v5p-slice TOPOLOGY=2x2x2
 export IMAGE ACCELERATOR TOPOLOGY CHIPS=${CHIPS:-4} SLICES=${SLICES:-1} SPOT=${SPOT:-} RESTARTS=${RESTARTS:-20}
 manifest=$(python3 "$HERE/launch/gke_manifest.py" "${arguments[@]}")

@@ -8,7 +8,7 @@ set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 parse_flags "$@"
-[ ${#arguments[@]} -ge 1 ] || usage
+[ ${#arguments[@]} -ge 1 ] || usage "CONFIG is needed"
 cd "$HERE"
 
 asked=

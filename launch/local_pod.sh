@@ -19,7 +19,7 @@ GRACE=60 # seconds that the other processes get to end by themselves after one i
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 parse_flags "$@"
-[ ${#arguments[@]} -ge 2 ] || usage
+[ ${#arguments[@]} -ge 2 ] || usage "N, the number of processes, and CONFIG are needed"
 processes=${arguments[0]} config=${arguments[1]} overrides=("${arguments[@]:2}")
 [[ $processes =~ ^[1-9][0-9]*$ ]] || { echo "local_pod: N=$processes is not a number of processes" >&2; exit 2; }
 JAXGRPO=${JAXGRPO:-$(jaxgrpo_command)}

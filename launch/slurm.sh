@@ -18,7 +18,7 @@ set -uo pipefail
 # shellcheck source=launch/common.sh
 source "${SLURM_SUBMIT_DIR:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)}/launch/common.sh"
 parse_flags "$@"
-[ ${#arguments[@]} -ge 1 ] || usage
+[ ${#arguments[@]} -ge 1 ] || usage "CONFIG is needed"
 cd "$HERE" || exit 1
 
 if [ -z "$DRY_RUN" ] && [ -z "${SLURM_JOB_ID:-}" ]; then

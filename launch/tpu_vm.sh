@@ -19,7 +19,7 @@ set -uo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 parse_flags "$@"
-[ ${#arguments[@]} -ge 2 ] || usage
+[ ${#arguments[@]} -ge 2 ] || usage "ACTION and NAME are needed"
 action=${arguments[0]} name=${arguments[1]}
 rest=("${arguments[@]:2}")
 cd "$HERE" || exit 1
@@ -100,7 +100,7 @@ install() {
 }
 
 train() {
-  [ ${#rest[@]} -ge 1 ] || usage
+  [ ${#rest[@]} -ge 1 ] || usage "$action needs NAME and CONFIG"
   # Each worker keeps its output in train.log. hosts.count=0: JAX finds the workers in the TPU's metadata.
   on_all "cd jaxgrpo && set -o pipefail && .venv/bin/jaxgrpo train $(quoted "${rest[@]}" hosts.count=0) 2>&1 | tee -a train.log"
 }
@@ -117,7 +117,7 @@ case $action in
   create | install | train | delete) "$action" ;;
   logs) tpu "tpu-vm ssh" "$name" "--worker=${rest[0]:-0}" "--command=tail -n 100 -F jaxgrpo/train.log" ;;
   run)
-    [ ${#rest[@]} -ge 1 ] || usage
+    [ ${#rest[@]} -ge 1 ] || usage "$action needs NAME and CONFIG"
     for ((attempt = 0; ; attempt++)); do
       code=0
       { [ -n "$made" ] || create; } && install && train || code=$?
@@ -144,5 +144,5 @@ case $action in
     [ -z "$made" ] || delete
     exit "$code"
     ;;
-  *) echo "tpu_vm.sh: $action is no action" >&2; usage ;;
+  *) usage "$action is no action" ;;
 esac

@@ -59,6 +59,11 @@ def test_what_is_missing_is_named_and_nothing_else(capsys):
     assert "the following arguments are required: CONFIG (`jaxgrpo train --help` explains them)" in capsys.readouterr().err
 
 
+def test_a_key_with_dashes_is_told_how_to_be_given(capsys):
+    assert exit_code(["train", "configs/quickstart.yaml", "--train.steps=4"]) == 2
+    assert "unrecognised arguments: --train.steps=4; keys are given without dashes: train.steps=4" in capsys.readouterr().err
+
+
 def test_a_study_whose_files_are_missing_trains_nothing_and_names_them(capsys, tmp_path):
     config = str(ROOT / "configs" / "study-reuse.yaml")
     assert main(["study", config, f"out={tmp_path / 'study'}", "runs.tau1.data.train=none.jsonl"]) == 1

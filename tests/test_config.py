@@ -265,10 +265,10 @@ def test_a_file_that_is_not_a_mapping_is_refused(text, kind, tmp_path):
 @pytest.mark.parametrize(
     "override, said",
     [
-        ("train.steps=abc", "train.steps: 'abc' is not a whole number"),
-        ("optim.lr=fast", "optim.lr: 'fast' is not a number"),
-        ("reward.shuffle=maybe", "reward.shuffle: 'maybe' is not true or false"),
-        ("eval.suites=3", "eval.suites: give a list, such as [one,two]"),
+        ("train.steps=abc", "'abc' is not a whole number"),
+        ("optim.lr=fast", "'fast' is not a number"),
+        ("reward.shuffle=maybe", "'maybe' is not true or false"),
+        ("eval.suites=3", "give a list, such as [one,two]"),
     ],
 )
 def test_a_value_of_another_kind_is_told_in_words(override, said):
