@@ -78,7 +78,7 @@ def test_keys_that_are_no_text_are_read_as_before(tmp_path):
 
 @pytest.mark.parametrize("key", ["reward.sandbox", "algo.kl", "train.remat"])
 def test_a_choice_that_yaml_would_turn_is_refused_as_it_was_typed(key):
-    with pytest.raises(ConfigError, match=f"{key}: .*'off'"):
+    with pytest.raises(ConfigError, match=f"^{key}=off: .*'off'"):
         load_config(None, [f"{key}=off"])
 
 
