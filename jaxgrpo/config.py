@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -277,7 +278,7 @@ def load_config(
     tree = OmegaConf.structured(base or Config)
     layers = []
     if path is not None:
-        layers.append((path, read_mapping(path, "config file", _nearest(path))))
+        layers.append((path, read_mapping(path, "config file", _nearest)))
     given = [(override, *parse_override(override)) for override in overrides]
     given += [(f"{key}={value}", key, value) for key, value in (values or {}).items()]
     layers += [(origin, _nested(key.split("."), value)) for origin, key, value in given]
@@ -296,11 +297,11 @@ def load_config(
 
 
 def _nearest(path: str) -> str:
-    """The file that somebody who typed a path without a file may have meant, as a hint."""
+    """The file that somebody who typed a path without a file may have meant, as the end of the message."""
     there = [str(file) for folder in (Path(path).parent, Path("configs")) for file in folder.glob("*.yaml")]
     typed = (path, f"configs/{Path(path).stem}.yaml")
     near = [found for name in typed for found in difflib.get_close_matches(name, there, n=1, cutoff=0.8)]
-    return f"; did you mean {near[0]}?" if near else ""
+    return f"; did you mean {near[0]}?" if near else "."
 
 
 def given_keys(path: str | None, overrides: list[str] = ()) -> set[str]:
@@ -331,8 +332,9 @@ def _flattened(values: dict, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def read_mapping(path: str, kind: str, hint: str = "") -> dict:
-    """The `key: value` lines of a YAML file, called `kind` in messages; `hint` follows where it does not exist. ConfigError.
+def read_mapping(path: str, kind: str, hint: Callable[[str], str] = lambda path: ".") -> dict:
+    """The `key: value` lines of a YAML file, called `kind` in messages; `hint` of the path ends that of one that does not
+    exist. ConfigError.
 
     Scalars come as they were typed, see `typed_value`."""
     try:
@@ -340,7 +342,7 @@ def read_mapping(path: str, kind: str, hint: str = "") -> dict:
         values = read_text(text)
         kind_found = type(yaml.safe_load(text)).__name__ if isinstance(values, str) else type(values).__name__
     except FileNotFoundError:
-        raise ConfigError(f"{kind} {path} does not exist{hint or '.'}") from None
+        raise ConfigError(f"{kind} {path} does not exist{hint(path)}") from None
     except IsADirectoryError:
         raise ConfigError(f"{kind} {path} cannot be read: it is a folder; name a file in it.") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

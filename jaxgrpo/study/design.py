@@ -85,7 +85,7 @@ class PlannedRun:
 
 def load_study(path: str, overrides: list[str] = ()) -> tuple[StudyConfig, list[PlannedRun]]:
     """Read a study's file and work out its runs, in the order of the file. ConfigError for everything that cannot be meant."""
-    values = read_mapping(path, "study file", "; configs/study*.yaml are examples.")
+    values = read_mapping(path, "study file", lambda path: "; configs/study*.yaml are examples.")
     if "study" not in values or "runs" not in values:
         raise ConfigError(f"{path} is no study: it has no `study:` or no `runs:`. One run is `jaxgrpo train {path}`.")
     for override in overrides:

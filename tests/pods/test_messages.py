@@ -75,7 +75,8 @@ def test_what_a_run_directory_holds_arrives_as_it_was_sent():
     held = Stored(config, {"data": {"digest": "ab"}}, "runs/x", 7, {"step": 3}, ("a note",))
     assert stored.from_message(unpacked(packed(stored.as_message(held)))) == held
     assert stored.from_message(unpacked(packed(stored.as_message(None)))) is None
-    assert dataclasses.replace(held, inputs=None).inputs is None
+    older = dataclasses.replace(held, inputs=None)
+    assert stored.from_message(unpacked(packed(stored.as_message(older)))) == older
 
 
 HOST = """
